@@ -1,2 +1,4 @@
 pub mod ids;
+pub mod limits;
+pub mod store;
 pub mod wire;

@@ -1,0 +1,45 @@
+//! Every bound of the server that is not a setting, with its reason.
+
+/// Deepest reply that is stored; clients rebuild threads by recursion (BEHAVIOUR.md 2.0).
+pub const THREAD_DEPTH_MAX: u32 = 200;
+
+/// Longest message text the codec carries, in bytes; the configured length can only be smaller.
+pub const CONTENT_BYTES_MAX: usize = 4096;
+
+/// Largest page of LIST_MESSAGES, and what 0 asks for (BEHAVIOUR.md 2.12).
+pub const LIST_MESSAGES_MAX: u16 = 200;
+pub const LIST_MESSAGES_DEFAULT: u16 = 50;
+
+/// Largest page of LIST_USERS, and what 0 asks for (BEHAVIOUR.md 2.17).
+pub const LIST_USERS_MAX: u16 = 500;
+pub const LIST_USERS_DEFAULT: u16 = 100;
+
+/// Targets of one GET_UNREAD_COUNTS (D-68).
+pub const UNREAD_TARGETS_MAX: usize = 1000;
+
+/// Unread messages are counted up to here: beyond, a client shows "many" anyway (BEHAVIOUR.md 7).
+pub const UNREAD_COUNT_MAX: u32 = 10_000;
+
+/// Writes waiting for the writer thread. At a slow disk's 200 commits a second a full queue is 5 s of work at most.
+pub const WRITER_QUEUE_MAX: usize = 8192;
+
+/// Writes in one commit: bounds how long one transaction holds back its first author.
+pub const WRITER_BATCH_MAX: usize = 1024;
+
+/// Reads waiting for the read pool.
+pub const READER_QUEUE_MAX: usize = 4096;
+
+/// Commits a shard may lag behind before the writer waits for it.
+pub const SHARD_BACKLOG_MAX: usize = 1024;
+
+/// Posts of one session that may wait for their commit at once; more wait unread in its socket.
+pub const POSTS_IN_FLIGHT_MAX: u16 = 256;
+
+/// Posts by visitors whose session and address are remembered, so that they can delete their own (BEHAVIOUR.md 2.15).
+pub const VISITOR_POSTS_REMEMBERED: usize = 65_536;
+
+const _: () = assert!(LIST_MESSAGES_DEFAULT <= LIST_MESSAGES_MAX);
+const _: () = assert!(LIST_USERS_DEFAULT <= LIST_USERS_MAX);
+const _: () = assert!(WRITER_BATCH_MAX <= WRITER_QUEUE_MAX);
+// A page of the longest messages fits one frame, with 100 bytes of other fields each.
+const _: () = assert!(LIST_MESSAGES_MAX as usize * (CONTENT_BYTES_MAX + 100) < crate::wire::frame::PAYLOAD_BYTES_MAX);

@@ -1,0 +1,113 @@
+//! Every write and its outcome, as values.
+
+use bytes::Bytes;
+
+use super::types::{Actor, Channel, ChannelType, Message, Name};
+use crate::ids::{ChannelId, MessageId, UserId};
+
+/// A write. Session rules are already checked; what depends on stored state is checked by the writer, in commit order.
+#[derive(Debug)]
+pub enum Command {
+    /// BEHAVIOUR.md 2.13. Content is ready to be stored.
+    Post { author: Actor, channel: ChannelId, parent: Option<MessageId>, content: Bytes },
+    /// BEHAVIOUR.md 2.14. `content` is as sent; `sanitized` the form for every place but a DM (empty = nothing left).
+    Edit { editor: Actor, message: MessageId, content: Bytes, sanitized: Bytes },
+    /// BEHAVIOUR.md 2.15. The content becomes `[deleted by ~<nickname>]`.
+    Delete { actor: Actor, message: MessageId },
+    /// BEHAVIOUR.md 2.8 and, with a parent, 2.9.
+    CreateChannel(Box<NewChannel>),
+    /// BEHAVIOUR.md 2.3. `password_hash` is bcrypt.
+    Register { nickname: Name, password_hash: Box<str>, flags: u8 },
+    /// BEHAVIOUR.md 2.1 step 6: `last_seen` is now, and the flags are those of the configuration.
+    SignIn { user: UserId, flags: u8 },
+    /// BEHAVIOUR.md 2.4 step 3; the former nickname stays as a login alias (D-08).
+    Rename { user: UserId, nickname: Name },
+    /// BEHAVIOUR.md 2.16; aliases of the account end. `None` removes the password, which needs a stored SSH key.
+    SetPassword { user: UserId, password_hash: Option<Box<str>> },
+    /// BEHAVIOUR.md 7; `at` in milliseconds, already clamped to now. Never goes back.
+    UpdateReadState { user: UserId, channel: ChannelId, at: i64 },
+}
+
+/// What CREATE_CHANNEL and CREATE_SUBCHANNEL store.
+#[derive(Debug, Clone)]
+pub struct NewChannel {
+    pub name: Name,
+    pub display_name: Name,
+    pub description: Name,
+    pub channel_type: ChannelType,
+    pub retention_hours: u32,
+    pub created_by: UserId,
+    pub parent: Option<ChannelId>,
+}
+
+/// A write that is committed. Shards tell their audiences (BEHAVIOUR.md 3.1).
+#[derive(Debug, Clone)]
+pub enum Event {
+    Posted(Message),
+    /// `content` is the text after the edit.
+    Edited {
+        message: MessageId,
+        channel: ChannelId,
+        thread_root: MessageId,
+        edited_at: i64,
+        content: Bytes,
+    },
+    /// `placeholder` is the text that stands in the message's place.
+    Deleted {
+        message: MessageId,
+        channel: ChannelId,
+        thread_root: MessageId,
+        deleted_at: i64,
+        placeholder: Bytes,
+    },
+    ChannelCreated(Channel),
+    /// Somebody changed the row behind the server's back (BEHAVIOUR.md 11.4).
+    ChannelChanged(Channel),
+    /// With its subchannels, each of which has an event of its own before this one.
+    ChannelDeleted {
+        channel: ChannelId,
+    },
+    Registered {
+        user: UserId,
+        nickname: Name,
+        flags: u8,
+    },
+    SignedIn {
+        user: UserId,
+        flags: u8,
+    },
+    Renamed {
+        user: UserId,
+        nickname: Name,
+    },
+    PasswordSet {
+        user: UserId,
+    },
+    ReadStateUpdated,
+}
+
+/// Why a write was not done. Nothing of it is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    ChannelNotFound,
+    /// Missing, or a parent in another channel.
+    MessageNotFound,
+    /// The reply would be deeper than [`crate::limits::THREAD_DEPTH_MAX`].
+    ThreadTooDeep,
+    /// The message has no registered author (EDIT_MESSAGE).
+    AnonymousMessage,
+    NotYours,
+    /// Not a participant in the message's DM.
+    NotParticipant,
+    AlreadyDeleted,
+    /// Nothing is left of the text after control characters are removed.
+    EmptyContent,
+    /// Channel name in use.
+    NameTaken,
+    /// Nickname in use, as an account, an alias, or a case variant of either.
+    NicknameTaken,
+    UserNotFound,
+    NoSshKeys,
+    /// The storage failed: ERROR 9001.
+    Database,
+}

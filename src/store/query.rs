@@ -1,0 +1,61 @@
+//! Every read and its answer, as values.
+
+use super::types::{Account, Ban, Message, Name};
+use crate::ids::{ChannelId, MessageId, UserId};
+
+/// A read.
+#[derive(Debug, Clone)]
+pub enum Query {
+    /// BEHAVIOUR.md 2.12: root messages of a place, strictly by id.
+    Roots { channel: ChannelId, cursor: Cursor, limit: u16 },
+    /// BEHAVIOUR.md 2.12: all descendants of `parent`, depth first, siblings ascending. Empty when `parent` is not in
+    /// `channel`.
+    Thread { channel: ChannelId, parent: MessageId, cursor: Cursor, limit: u16 },
+    /// The thread a message belongs to.
+    ThreadOf { message: MessageId },
+    /// An account by nickname or alias, and the ban that refuses it or the bare name.
+    Account { nickname: Name },
+    /// An account by id.
+    AccountById { user: UserId },
+    /// All accounts sorted by nickname (bytes), at most `limit`.
+    Accounts { limit: u16 },
+    /// BEHAVIOUR.md 7. `since` in milliseconds; `None` = the account's stored read mark. Messages of `user` are left out.
+    Unread { user: Option<UserId>, since: Option<i64>, targets: Vec<UnreadTarget> },
+}
+
+/// Which part of a list is asked for; with both cursors `before` wins, so there is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cursor {
+    /// Roots: the newest, newest first. Thread: from its beginning.
+    None,
+    /// Roots: ids below, newest first. Thread: behind that message in thread order where it is part of the thread, else
+    /// ids below.
+    Before(MessageId),
+    /// Roots: ids above, oldest first. Thread: ids above, in thread order.
+    After(MessageId),
+}
+
+/// What is counted: a whole place, or one thread in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnreadTarget {
+    /// `None` counts 0: an unknown place, or one the asker may not see.
+    pub channel: Option<ChannelId>,
+    pub thread: Option<MessageId>,
+}
+
+/// The answer to a [`Query`], of the variant of the same name.
+#[derive(Debug)]
+pub enum Answer {
+    Messages(Vec<Message>),
+    /// The root of the thread and its place; `None` when the message does not exist.
+    ThreadOf(Option<(MessageId, ChannelId)>),
+    Account {
+        account: Option<Account>,
+        ban: Option<Ban>,
+    },
+    Accounts(Vec<Account>),
+    /// One count per target, in order.
+    Unread(Vec<u32>),
+    /// The storage failed: ERROR 9001.
+    Failed,
+}

@@ -1,0 +1,146 @@
+//! The nouns of the store: what a channel, a message, an account is, independent of wire and SQL.
+//!
+//! Texts are bytes: files in the field hold names and contents that are not UTF-8 (BEHAVIOUR.md 8.3).
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::ids::{ChannelId, MessageId, SessionId, UserId};
+
+/// A name that is kept or shown: cheap to clone and to share between shards.
+pub type Name = Arc<[u8]>;
+
+/// User flag bit: admin, shown as `$` (WIRE.md 6).
+pub const FLAG_ADMIN: u8 = 0x01;
+/// User flag bit: moderator, shown as `@` (WIRE.md 6).
+pub const FLAG_MODERATOR: u8 = 0x02;
+
+/// How messages of a channel are organised (WIRE.md 6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChannelType {
+    /// Flat: no replies.
+    Chat,
+    /// Threads.
+    Forum,
+}
+
+impl ChannelType {
+    #[must_use]
+    pub fn from_wire(code: u8) -> Option<Self> {
+        match code {
+            0 => Some(Self::Chat),
+            1 => Some(Self::Forum),
+            _ => None,
+        }
+    }
+
+    #[must_use]
+    pub fn to_wire(self) -> u8 {
+        match self {
+            Self::Chat => 0,
+            Self::Forum => 1,
+        }
+    }
+}
+
+/// A channel, subchannel or direct-message channel as every shard keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Channel {
+    pub id: ChannelId,
+    /// Machine name, what clients show.
+    pub name: Name,
+    pub display_name: Name,
+    pub description: Name,
+    pub channel_type: ChannelType,
+    /// Hours messages are kept.
+    pub retention_hours: u32,
+    pub created_by: Option<UserId>,
+    /// Set for a subchannel.
+    pub parent: Option<ChannelId>,
+    /// Set for a direct-message channel: who takes part.
+    pub participants: Option<Arc<[Participant]>>,
+}
+
+/// Who takes part in a direct message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Participant {
+    /// The account, or `None` for a visitor.
+    pub user: Option<UserId>,
+    /// The visitor's database session id (BEHAVIOUR.md 4.1).
+    pub session: Option<i64>,
+    pub nickname: Name,
+}
+
+/// Who acts: everything a rule about "own" messages looks at (BEHAVIOUR.md 2.14, 2.15).
+#[derive(Debug, Clone)]
+pub struct Actor {
+    /// The account, or `None` for a visitor.
+    pub user: Option<UserId>,
+    /// Without prefix sign.
+    pub nickname: Name,
+    /// WIRE.md 6 `user_flags`.
+    pub flags: u8,
+    pub session: SessionId,
+    pub address: IpAddr,
+}
+
+impl Actor {
+    #[must_use]
+    pub fn is_admin(&self) -> bool {
+        self.user.is_some() && self.flags & FLAG_ADMIN != 0
+    }
+}
+
+/// Who wrote a stored message, ready to be displayed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Author {
+    /// A live account: its current nickname and flags, whatever they were at posting time.
+    Account { user: UserId, nickname: Name, flags: u8 },
+    /// An account id whose row is missing.
+    MissingAccount { user: UserId },
+    /// A visitor, or an account that was deleted.
+    Visitor { nickname: Name },
+    /// A line the server wrote.
+    System,
+}
+
+/// A message as lists and broadcasts show it. Times in milliseconds since 1970.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    pub id: MessageId,
+    /// The place: a subchannel's own id where there is one (BEHAVIOUR.md 2.11).
+    pub channel: ChannelId,
+    pub parent: Option<MessageId>,
+    /// The thread's first message; its own id for a root.
+    pub thread_root: MessageId,
+    pub author: Author,
+    pub content: Bytes,
+    pub created_at: i64,
+    pub edited_at: Option<i64>,
+    /// Live descendants; 0 on replies.
+    pub reply_count: u32,
+}
+
+/// An account row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    pub id: UserId,
+    pub nickname: Name,
+    pub flags: u8,
+    /// bcrypt of the client's hash; empty = no password.
+    pub password_hash: Box<str>,
+    /// Found by a former nickname that still signs in (BEHAVIOUR.md 12, D-08).
+    pub by_alias: bool,
+}
+
+/// An active ban that refuses its subject (BEHAVIOUR.md 5.3).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ban {
+    pub reason: Name,
+    /// Milliseconds since 1970; `None` = for ever.
+    pub until: Option<i64>,
+    /// Hide from others instead of refusing.
+    pub shadow: bool,
+}
