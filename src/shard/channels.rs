@@ -1,0 +1,78 @@
+//! The channels, as every shard knows them.
+
+use std::collections::HashMap;
+
+use foldhash::fast::RandomState;
+
+use super::topics::Spelling;
+use crate::ids::ChannelId;
+use crate::store::Channel;
+
+/// All channels, subchannels and direct-message channels.
+#[derive(Debug, Default)]
+pub struct Channels {
+    by_id: HashMap<ChannelId, Channel, RandomState>,
+}
+
+/// Ids that name no place (BEHAVIOUR.md 2.11).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoPlace {
+    Channel,
+    /// The channel exists, but has no such subchannel.
+    Subchannel,
+}
+
+impl Channels {
+    #[must_use]
+    pub fn new(channels: impl IntoIterator<Item = Channel>) -> Self {
+        Self { by_id: channels.into_iter().map(|channel| (channel.id, channel)).collect() }
+    }
+
+    #[must_use]
+    pub fn get(&self, channel: ChannelId) -> Option<&Channel> {
+        self.by_id.get(&channel)
+    }
+
+    pub fn insert(&mut self, channel: Channel) {
+        self.by_id.insert(channel.id, channel);
+    }
+
+    pub fn remove(&mut self, channel: ChannelId) -> Option<Channel> {
+        self.by_id.remove(&channel)
+    }
+
+    /// The place that a pair of ids names: both spellings of a subchannel are one place.
+    ///
+    /// # Errors
+    /// [`NoPlace`] when the channel does not exist, or the subchannel is not one of it.
+    pub fn place(
+        &self,
+        channel: ChannelId,
+        subchannel: Option<ChannelId>,
+    ) -> Result<(&Channel, Spelling), NoPlace> {
+        let outer = self.get(channel).ok_or(NoPlace::Channel)?;
+        let Some(subchannel) = subchannel else { return Ok((outer, Spelling::Own)) };
+        let inner = self.get(subchannel).filter(|inner| inner.parent == Some(channel));
+        inner.map(|inner| (inner, Spelling::Pair)).ok_or(NoPlace::Subchannel)
+    }
+
+    /// Public channels that are no subchannels, in no order.
+    pub fn top_level(&self) -> impl Iterator<Item = &Channel> {
+        self.by_id.values().filter(|channel| channel.parent.is_none() && channel.participants.is_none())
+    }
+
+    /// Subchannels of a channel, in no order.
+    pub fn subchannels(&self, parent: ChannelId) -> impl Iterator<Item = &Channel> {
+        self.by_id.values().filter(move |channel| channel.parent == Some(parent))
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+}

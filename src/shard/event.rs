@@ -1,0 +1,158 @@
+//! How anything outside reaches a shard: a closed list of events, and the bus that carries them.
+//!
+//! The bus has one lock for all inboxes. A broadcast therefore reaches every shard or none: once one shard has seen a
+//! commit or a change of another shard's sessions, every shard finds it in its inbox before it reads another byte from a
+//! client. That makes cause and effect hold across shards without shared state.
+
+use std::collections::VecDeque;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::roster::PeerChange;
+use crate::ids::SessionId;
+use crate::limits::SHARD_BACKLOG_MAX;
+use crate::net::Admission;
+use crate::passwords::HashOutcome;
+use crate::store::{Answer, Batch, Deliver, Ticket};
+
+/// Everything a shard can be told.
+#[derive(Debug)]
+pub enum ShardEvent {
+    /// A connection to serve.
+    Accepted(Box<Accepted>),
+    /// A commit, in commit order.
+    Committed(Batch),
+    Answered { token: u64, answer: Answer },
+    Hashed { token: u64, outcome: HashOutcome },
+    /// What became of sessions on another shard.
+    Peers(Arc<[PeerChange]>),
+    /// Tell every client, then end (BEHAVIOUR.md 1.11).
+    Stop,
+}
+
+/// A connection on its way to its shard.
+#[derive(Debug)]
+pub struct Accepted {
+    pub stream: TcpStream,
+    pub peer: SocketAddr,
+    pub session: SessionId,
+    pub admission: Admission,
+}
+
+#[derive(Debug)]
+struct Inbox {
+    events: VecDeque<ShardEvent>,
+    /// Commits among them.
+    commits: usize,
+}
+
+/// The inboxes of all shards.
+#[derive(Debug)]
+pub struct Bus {
+    inboxes: Mutex<Vec<Inbox>>,
+    /// Signalled when a shard has caught up.
+    drained: Condvar,
+    doorbells: Vec<Doorbell>,
+    closed: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Doorbell {
+    /// Set while the inbox may hold something: the cheap look before the lock.
+    pending: AtomicBool,
+    notify: Notify,
+}
+
+impl Bus {
+    #[must_use]
+    pub fn new(shards: usize) -> Self {
+        Self {
+            inboxes: Mutex::new((0..shards).map(|_| Inbox { events: VecDeque::new(), commits: 0 }).collect()),
+            drained: Condvar::new(),
+            doorbells: (0..shards).map(|_| Doorbell::default()).collect(),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    #[must_use]
+    pub fn shards(&self) -> usize {
+        self.doorbells.len()
+    }
+
+    /// Events waiting for a shard: its load beside its sessions.
+    pub fn send(&self, shard: usize, event: ShardEvent) {
+        self.lock()[shard].events.push_back(event);
+        self.ring(shard);
+    }
+
+    /// Tells every shard but `from`.
+    pub fn send_others(&self, from: usize, changes: &Arc<[PeerChange]>) {
+        let others = (0..self.shards()).filter(|shard| *shard != from);
+        let mut inboxes = self.lock();
+        for shard in others.clone() {
+            inboxes[shard].events.push_back(ShardEvent::Peers(Arc::clone(changes)));
+        }
+        drop(inboxes);
+        others.for_each(|shard| self.ring(shard));
+    }
+
+    /// Takes everything that waits for a shard.
+    pub fn take(&self, shard: usize, into: &mut VecDeque<ShardEvent>) {
+        if !self.doorbells[shard].pending.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        let mut inboxes = self.lock();
+        let inbox = &mut inboxes[shard];
+        into.append(&mut inbox.events);
+        let lagged = std::mem::take(&mut inbox.commits) >= SHARD_BACKLOG_MAX;
+        drop(inboxes);
+        if lagged {
+            self.drained.notify_all();
+        }
+    }
+
+    /// Waits until something is there for `shard`.
+    pub async fn ready(&self, shard: usize) {
+        while !self.doorbells[shard].pending.load(Ordering::Acquire) {
+            self.doorbells[shard].notify.notified().await;
+        }
+    }
+
+    /// Shards are gone: deliveries are dropped and nobody waits for them.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.drained.notify_all();
+    }
+
+    fn ring(&self, shard: usize) {
+        self.doorbells[shard].pending.store(true, Ordering::Release);
+        self.doorbells[shard].notify.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Inbox>> {
+        // Nothing panics while holding the lock, and a queue of events is never half-changed.
+        self.inboxes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Deliver for Bus {
+    fn committed(&self, batch: Batch) {
+        let mut inboxes = self.lock();
+        while inboxes.iter().any(|inbox| inbox.commits >= SHARD_BACKLOG_MAX) && !self.closed.load(Ordering::Acquire) {
+            inboxes = self.drained.wait(inboxes).unwrap_or_else(PoisonError::into_inner);
+        }
+        for inbox in inboxes.iter_mut() {
+            inbox.events.push_back(ShardEvent::Committed(Arc::clone(&batch)));
+            inbox.commits += 1;
+        }
+        drop(inboxes);
+        (0..self.shards()).for_each(|shard| self.ring(shard));
+    }
+
+    fn answered(&self, ticket: Ticket, answer: Answer) {
+        self.send(ticket.shard, ShardEvent::Answered { token: ticket.token, answer });
+    }
+}

@@ -1,0 +1,167 @@
+//! A committed event to the sessions that hear of it (BEHAVIOUR.md 3.1). A second bus would attach here.
+
+use super::outbox::Broadcast;
+use super::presence::spell;
+use super::roster::Repeat;
+use super::session::SessionKey;
+use super::topics::{Listener, Spelling};
+use super::{CloseReason, Shard};
+use crate::handlers::messages::display_author;
+use crate::ids::{ChannelId, MessageId};
+use crate::store::{Channel, Event, Message};
+use crate::wire::ServerMessage;
+use crate::wire::server;
+
+impl Shard {
+    /// Tells this shard's audience. `author` already has its own answer and is left out where that counts as telling.
+    pub(super) fn publish(&mut self, event: &Event, author: Option<SessionKey>) {
+        match event {
+            Event::Posted(message) => self.publish_post(message),
+            Event::Edited { message, channel, thread_root, edited_at, content } => {
+                let edited = server::Edited { message_id: *message, edited_at: *edited_at, new_content: content, message: b"" };
+                self.publish_change(*channel, *thread_root, author, server::MessageEdited { outcome: Ok(edited) });
+            }
+            Event::Deleted { message, channel, thread_root, deleted_at, placeholder } => {
+                let deleted = server::Deleted { message_id: *message, deleted_at: *deleted_at, message: placeholder };
+                self.publish_change(*channel, *thread_root, author, server::MessageDeleted { outcome: Ok(deleted) });
+            }
+            Event::ChannelCreated(channel) => {
+                self.channels.insert(channel.clone());
+                self.publish_channel(channel, author);
+            }
+            Event::ChannelChanged(channel) => self.channels.insert(channel.clone()),
+            Event::ChannelDeleted { channel } => self.drop_channel(*channel),
+            Event::Registered { .. }
+            | Event::SignedIn { .. }
+            | Event::Renamed { .. }
+            | Event::PasswordSet { .. }
+            | Event::ReadStateUpdated => {}
+        }
+    }
+
+    /// Roots go to the channel's subscribers, replies to the thread's.
+    fn publish_post(&mut self, message: &Message) {
+        let Some(channel) = self.channels.get(message.channel) else { return };
+        let (author_user_id, nickname) = display_author(&message.author, channel.participants.is_some());
+        let frame = |spelling| {
+            let (channel_id, subchannel_id) = spell(channel.id, channel.parent, spelling);
+            Broadcast::new(server::NewMessage {
+                message_id: message.id,
+                channel_id,
+                subchannel_id,
+                parent_id: message.parent,
+                author_user_id,
+                author_nickname: &nickname,
+                content: &message.content,
+                created_at: message.created_at,
+                edited_at: message.edited_at,
+                reply_count: 0,
+            })
+        };
+        let (mut own, mut pair) = (frame(Spelling::Own), frame(Spelling::Pair));
+        let audience = match message.parent {
+            None => self.topics.channel(message.channel),
+            Some(_) => self.topics.thread(message.thread_root),
+        };
+        for Listener { key, spelling } in audience {
+            self.clients.send(*key, if *spelling == Spelling::Pair { &mut pair } else { &mut own });
+        }
+    }
+
+    /// Edits and deletes go to everybody who joined or subscribed to the channel or follows the thread.
+    fn publish_change<'m>(
+        &mut self,
+        channel: ChannelId,
+        thread_root: MessageId,
+        author: Option<SessionKey>,
+        change: impl Into<ServerMessage<'m>>,
+    ) {
+        let mut frame = Broadcast::new(change);
+        let visit = self.clients.next_visit();
+        if let Some(author) = author {
+            self.clients.visit(author, visit);
+        }
+        let audiences = [self.topics.joined(channel), self.topics.channel(channel), self.topics.thread(thread_root)];
+        for Listener { key, .. } in audiences.into_iter().flatten() {
+            if self.clients.visit(*key, visit) {
+                self.clients.send(*key, &mut frame);
+            }
+        }
+    }
+
+    /// A new channel is announced to everybody but its creator, who got it as the answer.
+    fn publish_channel(&mut self, channel: &Channel, author: Option<SessionKey>) {
+        if channel.participants.is_some() {
+            return;
+        }
+        let text = match channel.parent {
+            None => [b"New channel '", &channel.display_name[..], b"' created"].concat(),
+            Some(_) => subchannel_created_text(&channel.name),
+        };
+        let mut frame = Broadcast::new(created(channel, &text));
+        for key in self.clients.keys().collect::<Vec<_>>() {
+            if Some(key) != author {
+                self.clients.send(key, &mut frame);
+            }
+        }
+    }
+
+    /// Forgets a channel and every mark that sessions of this shard hold of it (D-73).
+    fn drop_channel(&mut self, channel: ChannelId) {
+        self.channels.remove(channel);
+        let subscribed: Vec<_> = self.topics.channel(channel).iter().map(|listener| listener.key).collect();
+        for key in subscribed {
+            self.unsubscribe_channel(key, channel);
+        }
+        for key in self.clients.keys().collect::<Vec<_>>() {
+            let session = self.clients.session(key);
+            let orphaned: Vec<_> = session.threads().iter().filter(|thread| thread.channel == channel).copied().collect();
+            let was_joined = session.joined.is_some_and(|(joined, _)| joined == channel);
+            orphaned.iter().for_each(|thread| self.unsubscribe_thread(key, thread.root));
+            if was_joined {
+                self.leave(key);
+                self.announce(key, Repeat::default());
+            }
+        }
+    }
+
+    /// Ends sessions that did not take what they were sent.
+    pub(super) fn close_slow(&mut self) {
+        while let Some(key) = self.clients.slow.pop() {
+            self.close(key, CloseReason::SlowConsumer);
+        }
+    }
+}
+
+/// CHANNEL_CREATED or SUBCHANNEL_CREATED, whichever the channel is.
+#[must_use]
+pub fn created<'m>(channel: &'m Channel, text: &'m [u8]) -> ServerMessage<'m> {
+    let (name, description) = (&channel.name[..], &channel.description[..]);
+    let (channel_type, retention_hours) = (channel.channel_type.to_wire(), channel.retention_hours);
+    match channel.parent {
+        None => {
+            let (channel_id, message) = (channel.id, text);
+            let created =
+                server::CreatedChannel { channel_id, name, description, channel_type, retention_hours, message };
+            server::ChannelCreated { outcome: Ok(created) }.into()
+        }
+        Some(parent) => {
+            let created = server::CreatedSubchannel {
+                channel_id: parent,
+                subchannel_id: channel.id,
+                name,
+                description,
+                channel_type,
+                retention_hours,
+                message: text,
+            };
+            server::SubchannelCreated { outcome: Ok(created) }.into()
+        }
+    }
+}
+
+/// The same text for the creator and all others (BEHAVIOUR.md 2.9).
+#[must_use]
+pub fn subchannel_created_text(name: &[u8]) -> Vec<u8> {
+    [b"Subchannel '", name, b"' created successfully"].concat()
+}

@@ -1,0 +1,120 @@
+//! Rates: a token bucket per session, and sliding windows that all shards share.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Mutex, PoisonError};
+
+use foldhash::fast::RandomState;
+
+/// Requests of one session: refilled at `rate` a second, bursts of twice that.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TokenBucket {
+    /// Milliseconds of credit used up, relative to `at`.
+    debt_ms: u64,
+    at: u64,
+}
+
+impl TokenBucket {
+    /// Takes one token; `false` when none is left. `now` in monotonic milliseconds, `rate` in requests a second.
+    pub fn take(&mut self, now: u64, rate: u32) -> bool {
+        let rate = u64::from(rate.max(1));
+        // Debt is counted in 1/rate milliseconds, so that every rate has whole numbers.
+        self.debt_ms = self.debt_ms.saturating_sub(now.saturating_sub(self.at) * rate);
+        self.at = now;
+        let fits = self.debt_ms + 1000 <= 2 * rate * 1000;
+        if fits {
+            self.debt_ms += 1000;
+        }
+        fits
+    }
+}
+
+/// At most so many events per key and period, counted over a window that slides: the previous period weighs in by the
+/// part of it that is still inside. Shared by all shards; the lock is held for one look-up.
+#[derive(Debug)]
+pub struct SlidingWindow<K> {
+    limit: Option<u32>,
+    period_ms: u64,
+    counts: Mutex<HashMap<K, Count, RandomState>>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Count {
+    period: u64,
+    current: u32,
+    previous: u32,
+}
+
+/// Keys remembered at once. Beyond, those whose window has passed are forgotten; if none has, new keys go uncounted,
+/// which only a flood from a hundred thousand addresses can reach.
+const KEYS_MAX: usize = 100_000;
+
+impl<K: Hash + Eq> SlidingWindow<K> {
+    /// `limit` events per `period_ms`; `None` = no limit.
+    #[must_use]
+    pub fn new(limit: Option<u32>, period_ms: u64) -> Self {
+        Self { limit, period_ms, counts: Mutex::default() }
+    }
+
+    /// Counts one event at `now` (monotonic milliseconds); `false` when that is one too many, and it is not counted.
+    pub fn admit(&self, key: K, now: u64) -> bool {
+        let Some(limit) = self.limit else { return true };
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if counts.len() >= KEYS_MAX {
+            let period = now / self.period_ms;
+            counts.retain(|_, count| count.period + 1 >= period);
+            if counts.len() >= KEYS_MAX {
+                return true;
+            }
+        }
+        counts.entry(key).or_default().admit(now, limit, self.period_ms)
+    }
+}
+
+impl Count {
+    fn admit(&mut self, now: u64, limit: u32, period_ms: u64) -> bool {
+        let period = now / period_ms;
+        match period.saturating_sub(self.period) {
+            0 => {}
+            1 => *self = Self { period, current: 0, previous: self.current },
+            _ => *self = Self { period, current: 0, previous: 0 },
+        }
+        let inside = period_ms - now % period_ms;
+        let weighted = u64::from(self.previous) * inside / period_ms + u64::from(self.current);
+        let fits = weighted < u64::from(limit);
+        if fits {
+            self.current += 1;
+        }
+        fits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bucket_allows_a_burst_of_twice_the_rate_then_the_rate() {
+        let mut bucket = TokenBucket::default();
+        let burst = (0..1000).filter(|_| bucket.take(10_000, 100)).count();
+        let second = (1..=1000).filter(|ms| bucket.take(10_000 + ms, 100)).count();
+        assert_eq!((burst, second), (200, 100));
+    }
+
+    #[test]
+    fn window_slides() {
+        let window = SlidingWindow::new(Some(10), 60_000);
+        let admitted = |range: std::ops::Range<u64>| range.filter(|now| window.admit("a", *now)).count();
+        assert_eq!(admitted(30_000..30_100), 10);
+        assert_eq!(admitted(60_000..60_100), 0, "a full window half a period ago still counts");
+        assert!(window.admit("b", 60_000));
+        assert_eq!(admitted(180_000..180_100), 10);
+    }
+
+    #[test]
+    fn no_limit_counts_nothing() {
+        let window = SlidingWindow::new(None, 60_000);
+        assert!((0..1000).all(|_| window.admit(1, 0)));
+        assert!(window.counts.lock().unwrap().is_empty());
+    }
+}

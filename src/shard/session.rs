@@ -1,0 +1,232 @@
+//! One client: who it is, what it hears, what it waits for.
+
+use std::net::IpAddr;
+
+use super::outbox::{Class, Outbox};
+use super::rate::TokenBucket;
+use super::topics::Spelling;
+use super::{Continuation, Person};
+use crate::ids::{ChannelId, MessageId, SessionId, UserId};
+use crate::net::Admission;
+use crate::store::{Actor, FLAG_ADMIN, Name};
+use crate::wire::frame::PeerVersion;
+
+/// A session's place in its shard. Only meaningful while the session lives; a [`super::token`] also says which one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SessionKey(pub u32);
+
+/// A client. An idle one fits the budget of 1 KiB with everything around it, so what only busy sessions need is boxed.
+#[derive(Debug)]
+pub struct Session {
+    pub id: SessionId,
+    /// Holds the place that this connection takes in its address's limit.
+    pub admission: Admission,
+    pub version: PeerVersion,
+    pub nickname: Option<Name>,
+    pub account: Option<SignedIn>,
+    /// The place joined, and how the client names it.
+    pub joined: Option<(ChannelId, Spelling)>,
+    pub presence: PresenceGate,
+    pub flight: Flight,
+    /// Bytes received that no handler has seen: an incomplete frame, or frames that wait for an answer before them.
+    pub inbox: Vec<u8>,
+    pub outbox: Outbox,
+    /// In the list of sessions to flush.
+    pub dirty: bool,
+    /// Monotonic milliseconds of the last whole frame.
+    pub last_frame_at: u64,
+    /// The last broadcast delivered: an audience that is a union meets each session once.
+    pub visited: u64,
+    busy: Option<Box<Busy>>,
+}
+
+/// The account a session is signed in to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SignedIn {
+    pub user: UserId,
+    pub flags: u8,
+    /// Monotonic milliseconds of the sign-in by password through a former nickname, which excuses the old password
+    /// from being compared for a while (D-08).
+    pub by_alias_at: Option<u64>,
+}
+
+/// Presence is held back until the first request has been answered (BEHAVIOUR.md 3.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PresenceGate {
+    /// Nothing yet; the roster's version at connecting.
+    Held { since: u64 },
+    /// The first request was answered: at the next tick the session is told what changed meanwhile.
+    Opening { since: u64 },
+    /// The next tick sends the whole roster: a nickname was set, or somebody signed in.
+    Snapshot,
+    Open,
+}
+
+/// Requests whose answer is not there yet. Answers keep the order of requests, so only posts, which the writer keeps in
+/// order anyway, may overlap.
+#[derive(Debug, Default)]
+pub enum Flight {
+    #[default]
+    None,
+    /// Posts on their way to the writer.
+    Posts(u16),
+    /// One request; what goes on when its answer arrives.
+    Waiting(Waiting),
+}
+
+/// What a request waits for.
+pub struct Waiting(pub Continuation);
+
+impl std::fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Waiting")
+    }
+}
+
+/// What only sessions that do something need.
+#[derive(Debug, Default)]
+pub struct Busy {
+    pub channels: Vec<ChannelId>,
+    /// Thread roots, each with the message id the client subscribed by.
+    pub threads: Vec<ThreadSubscription>,
+    /// Subchannels the client last named as (parent, sub).
+    pub pair_spelled: Vec<ChannelId>,
+    pub requests: TokenBucket,
+    /// A registered nickname was asked about before this session had a name: the sign of a client that believes it is
+    /// still signed in (BEHAVIOUR.md 1.5).
+    pub believes_signed_in: Belief,
+}
+
+/// A thread somebody follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ThreadSubscription {
+    pub root: MessageId,
+    pub channel: ChannelId,
+}
+
+/// See [`Busy::believes_signed_in`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Belief {
+    #[default]
+    Unknown,
+    Likely,
+    /// The hint was given; it is given once.
+    Told,
+}
+
+/// Subchannels remembered as (parent, sub) per session; a client uses one spelling for a handful of places.
+const PAIR_SPELLED_MAX: usize = 64;
+
+impl Session {
+    pub fn new(id: SessionId, admission: Admission, now: u64, roster_version: u64) -> Self {
+        Self {
+            id,
+            admission,
+            version: PeerVersion::Unknown,
+            nickname: None,
+            account: None,
+            joined: None,
+            presence: PresenceGate::Held { since: roster_version },
+            flight: Flight::None,
+            inbox: Vec::new(),
+            outbox: Outbox::default(),
+            dirty: false,
+            last_frame_at: now,
+            visited: 0,
+            busy: None,
+        }
+    }
+
+    #[must_use]
+    pub fn address(&self) -> IpAddr {
+        self.admission.address()
+    }
+
+    /// Loopback and listed networks are free of announced limits (BEHAVIOUR.md 9.1).
+    #[must_use]
+    pub fn is_exempt(&self) -> bool {
+        self.admission.is_exempt()
+    }
+
+    #[must_use]
+    pub fn class(&self) -> Class {
+        self.version.compression().into()
+    }
+
+    #[must_use]
+    pub fn user(&self) -> Option<UserId> {
+        self.account.map(|account| account.user)
+    }
+
+    #[must_use]
+    pub fn flags(&self) -> u8 {
+        self.account.map_or(0, |account| account.flags)
+    }
+
+    #[must_use]
+    pub fn is_admin(&self) -> bool {
+        self.flags() & FLAG_ADMIN != 0
+    }
+
+    /// As presence and lists show it; `None` without a nickname.
+    #[must_use]
+    pub fn person(&self) -> Option<Person> {
+        self.nickname.as_ref().map(|nickname| Person {
+            nickname: nickname.clone(),
+            user: self.user(),
+            flags: self.flags(),
+            joined: self.joined.map(|(channel, _)| channel),
+        })
+    }
+
+    /// Who acts, once there is a nickname.
+    #[must_use]
+    pub fn actor(&self) -> Option<Actor> {
+        self.nickname.as_ref().map(|nickname| Actor {
+            user: self.user(),
+            nickname: nickname.clone(),
+            flags: self.flags(),
+            session: self.id,
+            address: self.address(),
+        })
+    }
+
+    pub fn busy(&mut self) -> &mut Busy {
+        self.busy.get_or_insert_default()
+    }
+
+    #[must_use]
+    pub fn channels(&self) -> &[ChannelId] {
+        self.busy.as_ref().map_or(&[], |busy| &busy.channels)
+    }
+
+    #[must_use]
+    pub fn threads(&self) -> &[ThreadSubscription] {
+        self.busy.as_ref().map_or(&[], |busy| &busy.threads)
+    }
+
+    /// How the client last named a place.
+    #[must_use]
+    pub fn spelling(&self, channel: ChannelId) -> Spelling {
+        let pair = self.busy.as_ref().is_some_and(|busy| busy.pair_spelled.contains(&channel));
+        if pair { Spelling::Pair } else { Spelling::Own }
+    }
+
+    /// Remembers how the client names a place; `true` when that changed.
+    pub fn set_spelling(&mut self, channel: ChannelId, spelling: Spelling) -> bool {
+        if self.spelling(channel) == spelling {
+            return false;
+        }
+        let known = &mut self.busy().pair_spelled;
+        match spelling {
+            Spelling::Own => known.retain(|other| *other != channel),
+            Spelling::Pair => {
+                if known.len() == PAIR_SPELLED_MAX {
+                    known.remove(0);
+                }
+                known.push(channel);
+            }
+        }
+        true
+    }
+}
