@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
+use prometheus::TextEncoder;
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric as Series, MetricFamily, MetricType};
-use prometheus::{Encoder, TextEncoder};
 
 use super::cells::Snapshot;
 use super::table::Metric;
