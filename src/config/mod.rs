@@ -25,7 +25,7 @@ pub use table::{
     Admin, Channels, Discovery, Entry, Limits, Log, Retention, Rule, SECTIONS, Server, Settings, Storage, TABLE,
 };
 pub use types::{
-    ChannelKind, Directory, Durability, Host, LogFilter, LogFormat, LogIp, NotAHost, NotALogFilter, Secret, SeedChannel,
+    ChannelKind, Durability, Endpoint, Host, LogFilter, LogFormat, LogIp, NotAHost, NotALogFilter, Secret, SeedChannel,
 };
 
 use places::Places;

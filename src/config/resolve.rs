@@ -12,7 +12,7 @@ use super::manual::{quoted, quoted_list};
 use super::problem::Fault;
 use super::raw::{Given, Hidden, Input, Notes, Origin, RawSeed};
 use super::table::{Entry, RETENTION_HOURS_MAX, Rule, Settings};
-use super::types::{ChannelKind, Directory, Durability, Host, LogFilter, LogFormat, LogIp, Secret, SeedChannel};
+use super::types::{ChannelKind, Durability, Endpoint, Host, LogFilter, LogFormat, LogIp, Secret, SeedChannel};
 
 /// What resolving needs, and what it finds on its way.
 pub(super) struct Context<'a> {
@@ -430,7 +430,7 @@ impl Setting for Vec<IpNet> {
     }
 }
 
-impl Setting for Vec<Directory> {
+impl Setting for Vec<Endpoint> {
     type Given = Vec<String>;
 
     fn check(given: Vec<String>, _: &mut Check<'_, '_>) -> Result<Self, Fault> {

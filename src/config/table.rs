@@ -13,7 +13,7 @@ use ipnet::IpNet;
 
 use super::raw::{Given, Source};
 use super::resolve::{Context, Setting, settle};
-use super::types::{Directory, Durability, Host, LogFilter, LogFormat, LogIp, Secret, SeedChannel};
+use super::types::{Durability, Endpoint, Host, LogFilter, LogFormat, LogIp, Secret, SeedChannel};
 
 /// One row of [`TABLE`]: what is known of a key besides its type.
 #[derive(Debug)]
@@ -307,7 +307,7 @@ settings! {
         /// Let servers with private addresses register here.
         allow_private_servers: bool = false, PLAIN;
         /// Directories to register at: `host` or `host:port`, the port is 6465 otherwise.
-        announce_to: Vec<Directory> = Vec::new(), PLAIN.flag("announce-to");
+        announce_to: Vec<Endpoint> = Vec::new(), PLAIN.flag("announce-to");
     }
     /// The database.
     storage: Storage {

@@ -170,23 +170,23 @@ impl FromStr for Host {
 
 /// A text that names no machine.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not the name or address of a machine")]
+#[error("not the name or address of a machine, such as example.org or example.org:6465")]
 pub struct NotAHost;
 
-/// A directory to register at (BEHAVIOUR.md 6.5).
+/// Where a server is reached: a directory to register at (BEHAVIOUR.md 6.5), or the server a client talks to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Directory {
-    /// Where it runs.
+pub struct Endpoint {
+    /// The machine.
     pub host: Host,
     /// Its TCP port, 6465 unless said otherwise.
     pub port: NonZeroU16,
 }
 
-impl Directory {
+impl Endpoint {
     const PORT_DEFAULT: NonZeroU16 = NonZeroU16::new(6465).expect("not zero");
 }
 
-impl FromStr for Directory {
+impl FromStr for Endpoint {
     type Err = NotAHost;
 
     /// `host`, `host:port`, `[v6]` or `[v6]:port`.
@@ -207,7 +207,7 @@ impl FromStr for Directory {
     }
 }
 
-impl fmt::Display for Directory {
+impl fmt::Display for Endpoint {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.host.as_str() {
             host if host.contains(':') => write!(out, "[{host}]:{}", self.port),
