@@ -353,7 +353,7 @@ impl<'a> EnvironmentSource<'a> {
     /// Warns of variables that look like settings but are none. They never stop the start: container platforms add
     /// variables with our prefix by themselves.
     pub(super) fn new(environment: &'a Environment, notes: &'a mut Notes) -> Self {
-        let known: Vec<String> = TABLE.iter().flat_map(|entry| entry.environment()).collect();
+        let known: Vec<String> = TABLE.iter().flat_map(|entry| entry.variables()).collect();
         for name in environment.0.keys().filter(|name| name.starts_with("SUPERCHAT_") && !known.contains(name)) {
             notes.warnings.extend(doubtful_variable(name, &known));
         }
@@ -387,7 +387,7 @@ fn names_variable(retired: &table::Retired, name: &str) -> bool {
 
 impl Source for EnvironmentSource<'_> {
     fn get<T: Input>(&mut self, entry: &'static Entry) -> Option<Given<T>> {
-        let name = entry.environment().into_iter().find(|name| self.environment.get(name).is_some())?;
+        let name = entry.variables().into_iter().find(|name| self.environment.get(name).is_some())?;
         let value = self.environment.get(&name)?;
         let form = value.to_str().ok_or(Fault::NotUtf8).and_then(T::from_text);
         accept(form, Origin::Environment(name), entry, self.notes)

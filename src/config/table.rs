@@ -33,11 +33,14 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Names of the environment variables that set this key, the first one set counts.
+    /// Names of the environment variables that set this key, the first one set counts. None for what only the file
+    /// can say.
     pub fn environment(&self) -> Vec<String> {
-        if self.rule.file_only {
-            return Vec::new();
-        }
+        if self.rule.file_only { Vec::new() } else { self.variables() }
+    }
+
+    /// The names by rule, whether or not a variable can say enough: whoever tries is told.
+    pub(super) fn variables(&self) -> Vec<String> {
         let long = format!("SUPERCHAT_{}_{}", self.section, self.key).to_uppercase();
         [Some(long), self.rule.environment.map(str::to_owned)].into_iter().flatten().collect()
     }
@@ -289,7 +292,7 @@ settings! {
     /// The channels of a new database.
     channels: Channels {
         /// Channels made in a database that never had any, in this order. Per entry: `name`, `description`, and where
-        /// wanted `type` (`"chat"` or `"forum"`, the default) and `retention_hours`.
+        /// wanted `type` (`"chat"` or `"forum"`, the default; also 0 or 1) and `retention_hours`.
         seed_channels: Vec<SeedChannel> = SeedChannel::defaults(), FILE_ONLY;
     }
     /// The directory of servers, and how this one appears in it.
