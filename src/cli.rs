@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::error::{ContextKind, ErrorKind};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{Endpoint, Flags};
@@ -206,13 +206,27 @@ fn stop(error: clap::Error) -> Stop {
 
 /// What is wrong, the nearest right thing where there is one, and where to read on.
 fn one_line(error: &clap::Error) -> String {
-    let text = error.to_string();
-    let paragraph = text.split("\n\n").next().unwrap_or_default();
-    let fault = paragraph.lines().map(str::trim).collect::<Vec<_>>().join(" ");
-    let fault = fault.strip_prefix("error: ").unwrap_or(&fault);
-    let near = [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand, ContextKind::SuggestedValue];
-    let hint = near.into_iter().find_map(|kind| error.get(kind)).map(|name| format!("; did you mean {name}?"));
+    let fault = match error.kind() {
+        // Its text is a whole help page.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "a subcommand is missing".to_owned(),
+        _ => first_paragraph(&error.to_string()),
+    };
+    let hint = match error.kind() {
+        ErrorKind::ArgumentConflict => Some("; flags stand behind the subcommand".to_owned()),
+        _ => nearest(error).map(|name| format!("; did you mean {name}?")),
+    };
     format!("{fault}{}; see scd --help", hint.unwrap_or_default())
+}
+
+fn first_paragraph(text: &str) -> String {
+    let paragraph = text.split("\n\n").next().unwrap_or_default();
+    let line = paragraph.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    line.strip_prefix("error: ").map_or(line.clone(), str::to_owned)
+}
+
+fn nearest(error: &clap::Error) -> Option<&ContextValue> {
+    let kinds = [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand, ContextKind::SuggestedValue];
+    kinds.into_iter().find_map(|kind| error.get(kind))
 }
 
 /// Writes the long flags that have one dash with two, up to a `--`. A value that follows its flag is joined to it, so
@@ -352,12 +366,18 @@ mod tests {
         let cases = [
             (&["--prot", "1"][..], "unexpected argument '--prot' found; did you mean --port?; see scd --help"),
             (&["chek-config"], "unrecognized subcommand 'chek-config'; did you mean check-config?; see scd --help"),
+            (&["frame"], "a subcommand is missing; see scd --help"),
+            (
+                &["--debug", "check-config"],
+                "the subcommand 'check-config' cannot be used with '--debug'; flags stand behind the subcommand; see scd \
+                 --help",
+            ),
             (&["tail"], "the following required arguments were not provided: <CHANNEL>; see scd --help"),
         ];
         for (arguments, line) in cases {
             assert_eq!(run(arguments).expect_err("wrong"), Stop::Usage(line.to_owned()), "{arguments:?}");
         }
-        for arguments in [&["--port"][..], &["channels", "--server", "a b"], &["frame"], &["--debug", "channels"]] {
+        for arguments in [&["--port"][..], &["channels", "--server", "a b"]] {
             let Err(Stop::Usage(line)) = run(arguments) else { panic!("{arguments:?} is accepted") };
             assert!(!line.contains('\n') && line.ends_with("; see scd --help"), "{line}");
         }

@@ -255,7 +255,7 @@ fn what_is_wrong_stops_the_start_and_names_the_key() {
         ("[server]\nmax_users = 1", "line 2: [server] max_users is not known; did you mean [discovery] max_users?"),
         ("tcp_port = 1", "line 1: tcp_port is not known; did you mean [server] tcp_port?"),
         ("[sever]\ntcp_port = 1", "line 1: [sever] is not known; did you mean [server]?"),
-        ("\nserver = 5", "line 2: [server]: is a section, so its keys stand below a line of their own"),
+        ("\nserver = 5", "line 2: [server]: is a section: write it on a line of its own and its keys below"),
         ("[server]\ntcp_port = \"6465\"", "line 2: [server] tcp_port: \"6465\" is not a whole number"),
         ("[server]\ntcp_port = 64.65", "line 2: [server] tcp_port: 64.65 is not a whole number"),
         ("[server]\ntcp_port = -1", "line 2: [server] tcp_port: -1 is negative"),

@@ -64,7 +64,7 @@ pub enum Fault {
         nearest: Option<String>,
     },
     /// A plain value under the name of a section.
-    #[error("is a section, so its keys stand below a line of their own")]
+    #[error("is a section: write it on a line of its own and its keys below")]
     NotASection,
     /// Not a whole number.
     #[error("{0} is not a whole number")]
