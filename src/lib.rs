@@ -1,1 +1,3 @@
+//! The SuperChat server as a library; the binary `scd` is a thin shell around it.
 
+pub mod store;

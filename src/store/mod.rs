@@ -1,0 +1,3 @@
+//! Everything that outlives the process.
+
+pub mod sqlite;
