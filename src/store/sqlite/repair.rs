@@ -18,7 +18,7 @@ pub fn repair_thread_roots(conn: &Connection, batch: usize) -> rusqlite::Result<
     if ids.is_empty() {
         return Ok(0);
     }
-    // With foreign keys on, SQLite refuses every change of a message whose parent is gone, not just of that column.
+    // With foreign keys on, SQLite would check the parent along with the root, and refuse where the parent is gone.
     without_foreign_keys(conn, || {
         let transaction = begin(conn)?;
         let mut set_root = transaction.prepare_cached(SET_ROOT)?;
