@@ -53,7 +53,7 @@ impl DatabaseLock {
 }
 
 impl Drop for DatabaseLock {
-    /// Removes the file while it is still locked; whoever opened it in the meantime notices in [`try_take`].
+    /// Removes the file while it is still locked; whoever opened it in the meantime notices in `try_take`.
     fn drop(&mut self) {
         if let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the lock file");

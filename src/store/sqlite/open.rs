@@ -111,7 +111,7 @@ pub enum OpenError {
 /// # Errors
 /// See [`OpenError`]. A file that is refused is not touched.
 pub fn open(path: &Path, options: &OpenOptions, now_ms: i64) -> Result<Opened, OpenError> {
-    // The order of these four decides the order in which a failure takes them back: the reverse.
+    // The order of these is that in which a failure takes them back, reversed: connection, files, lock, directories.
     let mut directories = Undo::default();
     let path = resolve(path, options, &mut directories)?;
     let lock = DatabaseLock::take(&path).map_err(|source| OpenError::Lock { path: path.clone(), source })?;
