@@ -45,9 +45,9 @@ pub struct Session {
 pub struct SignedIn {
     pub user: UserId,
     pub flags: u8,
-    /// Monotonic milliseconds of the sign-in by password through a former nickname, which excuses the old password
-    /// from being compared for a while (D-08).
-    pub by_alias_at: Option<u64>,
+    /// Monotonic milliseconds of the sign-in by password, which for a while excuses the old password of a renamed account
+    /// from being compared (D-08).
+    pub by_password_at: Option<u64>,
 }
 
 /// Presence is held back until the first request has been answered (BEHAVIOUR.md 3.2).

@@ -76,11 +76,12 @@ impl Topics {
         remove(&mut self.joined, channel, key);
     }
 
-    /// The session used another spelling of a place: its later frames follow it.
-    pub fn respell(&mut self, channel: ChannelId, listener: Listener) {
-        for audience in [&mut self.channels, &mut self.joined] {
-            let entry = audience.get_mut(&channel).and_then(|listeners| find(listeners, listener.key));
-            if let Some(known) = entry {
+    /// The session used another spelling of a place: its later frames follow it, those of threads there too.
+    pub fn respell(&mut self, channel: ChannelId, threads: &[MessageId], listener: Listener) {
+        let places = [&mut self.channels, &mut self.joined].into_iter().filter_map(|audience| audience.get_mut(&channel));
+        let followed = self.threads.iter_mut().filter(|(root, _)| threads.contains(root)).map(|(_, audience)| audience);
+        for listeners in places.chain(followed) {
+            if let Some(known) = find(listeners, listener.key) {
                 known.spelling = listener.spelling;
             }
         }

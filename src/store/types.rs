@@ -133,6 +133,8 @@ pub struct Account {
     pub password_hash: Box<str>,
     /// Found by a former nickname that still signs in (BEHAVIOUR.md 12, D-08).
     pub by_alias: bool,
+    /// A former nickname still signs in to it.
+    pub has_alias: bool,
 }
 
 /// An active ban that refuses its subject (BEHAVIOUR.md 5.3).

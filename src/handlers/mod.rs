@@ -1,0 +1,151 @@
+//! What each request does: one function per message, by area (BEHAVIOUR.md 2).
+//!
+//! A handler checks the session first, then does one thing: answers, asks the store, or hands a command to the writer.
+//! It never waits; what goes on after an answer is the closure it leaves behind.
+
+pub mod auth;
+pub mod channels;
+pub mod messages;
+pub mod subscriptions;
+pub mod users;
+
+use tracing::debug;
+
+use crate::ids::ChannelId;
+use crate::metrics::{DecodeError, RateLimit};
+use crate::net::CloseReason;
+use crate::shard::Shard;
+use crate::shard::session::SessionKey;
+use crate::wire::client::{self, LeaveChannel};
+use crate::wire::codec::Tail;
+use crate::wire::server::{self, Pong};
+use crate::wire::{ClientMessage, ErrorCode, WireError};
+
+/// One frame's message, from type code and payload to its handler.
+pub fn dispatch(shard: &mut Shard, key: SessionKey, code: u8, payload: &[u8]) {
+    if !within_rate(shard, key) {
+        shard.rate_limited(key, RateLimit::Request);
+        return shard.error(key, ErrorCode::RateLimit, "Rate limit exceeded");
+    }
+    if let Some(refusal) = account_required(code)
+        && shard.clients.session(key).account.is_none()
+    {
+        return shard.error(key, ErrorCode::AuthRequired, refusal);
+    }
+    match ClientMessage::read(code, payload) {
+        Ok(message) => handle(shard, key, message),
+        Err(error) => unreadable(shard, key, code, payload, error),
+    }
+}
+
+fn within_rate(shard: &mut Shard, key: SessionKey) -> bool {
+    let Some(rate) = shard.settings.requests_per_second else { return true };
+    let now = shard.now.mono;
+    let session = shard.clients.session(key);
+    session.is_exempt() || session.busy().requests.take(now, rate)
+}
+
+/// Requests that are refused to visitors before they are read (WIRE.md 8).
+fn account_required(code: u8) -> Option<&'static str> {
+    (code == client::ChangePassword::CODE).then_some("Must be authenticated to change password")
+}
+
+/// Every message has its function; one that a part of the server does not serve yet says so.
+fn handle(shard: &mut Shard, key: SessionKey, message: ClientMessage<'_>) {
+    match message {
+        ClientMessage::Ping(ping) => shard.reply(key, Pong { client_timestamp: ping.timestamp }),
+        ClientMessage::Disconnect(_) => shard.close(key, CloseReason::Client),
+
+        ClientMessage::SetNickname(request) => auth::set_nickname(shard, key, &request),
+        ClientMessage::AuthRequest(request) => auth::auth_request(shard, key, &request),
+        ClientMessage::RegisterUser(request) => auth::register_user(shard, key, &request),
+        ClientMessage::ChangePassword(request) => auth::change_password(shard, key, &request),
+        ClientMessage::Logout(_) => auth::logout(shard, key),
+
+        ClientMessage::ListChannels(request) => channels::list_channels(shard, key, &request),
+        ClientMessage::JoinChannel(request) => channels::join_channel(shard, key, &request),
+        ClientMessage::LeaveChannel(request) => channels::leave_channel(shard, key, &request),
+        ClientMessage::CreateChannel(request) => channels::create_channel(shard, key, &request),
+        ClientMessage::CreateSubchannel(request) => channels::create_subchannel(shard, key, &request),
+        ClientMessage::GetSubchannels(request) => channels::get_subchannels(shard, key, &request),
+
+        ClientMessage::ListMessages(request) => messages::list_messages(shard, key, &request),
+        ClientMessage::PostMessage(request) => messages::post_message(shard, key, &request),
+        ClientMessage::EditMessage(request) => messages::edit_message(shard, key, &request),
+        ClientMessage::DeleteMessage(request) => messages::delete_message(shard, key, &request),
+
+        ClientMessage::SubscribeThread(request) => subscriptions::subscribe_thread(shard, key, &request),
+        ClientMessage::UnsubscribeThread(request) => subscriptions::unsubscribe_thread(shard, key, &request),
+        ClientMessage::SubscribeChannel(request) => subscriptions::subscribe_channel(shard, key, &request),
+        ClientMessage::UnsubscribeChannel(request) => subscriptions::unsubscribe_channel(shard, key, &request),
+
+        ClientMessage::GetUserInfo(request) => users::get_user_info(shard, key, &request),
+        ClientMessage::ListUsers(request) => users::list_users(shard, key, &request),
+        ClientMessage::ListChannelUsers(request) => users::list_channel_users(shard, key, &request),
+        ClientMessage::GetUnreadCounts(request) => users::get_unread_counts(shard, key, &request),
+        ClientMessage::UpdateReadState(request) => users::update_read_state(shard, key, &request),
+
+        ClientMessage::ListServers(request) => users::list_servers(shard, key, &request),
+        ClientMessage::VerifyRegistration(request) => {
+            shard.reply(key, server::VerifyResponse { challenge: request.challenge });
+        }
+        ClientMessage::VerifyResponse(_) => {
+            shard.error(key, ErrorCode::InvalidInput, "No pending verification");
+        }
+        ClientMessage::RegisterServer(_) | ClientMessage::Heartbeat(_) => {
+            shard.error(key, ErrorCode::UnsupportedVersion, "Directory mode not enabled on this server");
+        }
+
+        ClientMessage::StartDm(_)
+        | ClientMessage::ProvidePublicKey(_)
+        | ClientMessage::AllowUnencrypted(_)
+        | ClientMessage::DeclineDm(_)
+        | ClientMessage::AddSshKey(_)
+        | ClientMessage::ListSshKeys(_)
+        | ClientMessage::UpdateSshKeyLabel(_)
+        | ClientMessage::DeleteSshKey(_)
+        | ClientMessage::BanUser(_)
+        | ClientMessage::BanIp(_)
+        | ClientMessage::UnbanUser(_)
+        | ClientMessage::UnbanIp(_)
+        | ClientMessage::ListBans(_)
+        | ClientMessage::DeleteUser(_)
+        | ClientMessage::DeleteChannel(_) => unsupported(shard, key),
+    }
+}
+
+fn unsupported(shard: &mut Shard, key: SessionKey) {
+    shard.error(key, ErrorCode::UnsupportedVersion, "Unsupported message type");
+}
+
+/// What a payload that cannot be read is answered with (WIRE.md 8). The session goes on.
+fn unreadable(shard: &mut Shard, key: SessionKey, code: u8, payload: &[u8], error: WireError) {
+    if let WireError::UnknownType(_) = error {
+        shard.metrics.decode_error(DecodeError::UnknownType);
+        return unsupported(shard, key);
+    }
+    match code {
+        client::LeaveChannel::CODE if payload.is_empty() => {
+            let whichever = LeaveChannel { channel_id: ChannelId(0), subchannel_id: None, permanent: Tail(None) };
+            return channels::leave_channel(shard, key, &whichever);
+        }
+        client::ListServers::CODE if !shard.settings.directory.enabled => {
+            return users::list_servers(shard, key, &client::ListServers { limit: 0 });
+        }
+        // A goodbye needs no reading.
+        client::Disconnect::CODE => return shard.close(key, CloseReason::Client),
+        _ => {}
+    }
+    shard.metrics.decode_error(DecodeError::Payload);
+    debug!(session = shard.clients.session(key).id.0, code, %error, "unreadable payload");
+    match (code, error) {
+        (client::CreateChannel::CODE, _) => channels::refuse_channel(shard, key, "Invalid request format"),
+        (client::CreateSubchannel::CODE, _) => channels::refuse_subchannel(shard, key, "Invalid request format"),
+        (client::PostMessage::CODE | client::EditMessage::CODE, WireError::TooLong) => messages::too_long(shard, key),
+        (client::GetSubchannels::CODE, _) => shard.error(key, ErrorCode::InvalidFormat, "Invalid request format"),
+        (client::ChangePassword::CODE, _) => {
+            shard.error(key, ErrorCode::InvalidFormat, "Invalid change password request");
+        }
+        _ => shard.error(key, ErrorCode::InvalidFormat, "Invalid message format"),
+    }
+}

@@ -1,0 +1,153 @@
+//! What a session may expect of any way in: a peer's address, a place within its limits, a reason when it ends.
+
+pub mod acceptor;
+pub mod tcp;
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use foldhash::fast::RandomState;
+use ipnet::IpNet;
+
+/// Why a session ended: one list for log line, metric label and goodbye.
+pub use crate::metrics::DisconnectReason as CloseReason;
+use crate::metrics::Rejection;
+use crate::wire::ErrorCode;
+
+/// Counts connections: in all and per address (BEHAVIOUR.md 1.10).
+#[derive(Debug)]
+pub struct Gate {
+    per_address_max: Option<u32>,
+    total_max: Option<u32>,
+    exempt: Vec<IpNet>,
+    open: Mutex<Open>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    total: u32,
+    by_address: HashMap<IpAddr, u32, RandomState>,
+}
+
+/// Why a connection is turned away, in the shape every client understands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    AddressLimit,
+    ServerFull,
+}
+
+impl Refusal {
+    #[must_use]
+    pub fn code(self) -> ErrorCode {
+        match self {
+            Self::AddressLimit => ErrorCode::ConnectionLimit,
+            Self::ServerFull => ErrorCode::Unavailable,
+        }
+    }
+
+    #[must_use]
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::AddressLimit => "Too many connections from your address",
+            Self::ServerFull => "Server is full",
+        }
+    }
+
+    #[must_use]
+    pub fn label(self) -> Rejection {
+        match self {
+            Self::AddressLimit => Rejection::IpLimit,
+            Self::ServerFull => Rejection::ServerFull,
+        }
+    }
+}
+
+impl Gate {
+    /// `None` = no limit. Exempt networks are free of the limit per address.
+    #[must_use]
+    pub fn new(per_address_max: Option<u32>, total_max: Option<u32>, exempt: Vec<IpNet>) -> Arc<Self> {
+        Arc::new(Self { per_address_max, total_max, exempt, open: Mutex::default() })
+    }
+
+    /// Takes a place for a connection.
+    ///
+    /// # Errors
+    /// [`Refusal`] when a limit is reached; no place is taken.
+    pub fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Admission, Refusal> {
+        let address = address.to_canonical();
+        let exempt = self.exempt.iter().any(|network| network.contains(&address));
+        let counted = self.per_address_max.filter(|_| !exempt);
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.total_max.is_some_and(|max| open.total >= max) {
+            return Err(Refusal::ServerFull);
+        }
+        if let Some(max) = counted {
+            let here = open.by_address.entry(address).or_default();
+            if *here >= max {
+                return Err(Refusal::AddressLimit);
+            }
+            *here += 1;
+        }
+        open.total += 1;
+        drop(open);
+        Ok(Admission { gate: Arc::clone(self), address, exempt, counted: counted.is_some() })
+    }
+}
+
+/// A connection's place; given back when dropped.
+#[derive(Debug)]
+pub struct Admission {
+    gate: Arc<Gate>,
+    address: IpAddr,
+    exempt: bool,
+    counted: bool,
+}
+
+impl Admission {
+    /// The peer; IPv4 written as IPv6 is IPv4.
+    #[must_use]
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// Free of the announced limits and of rates (BEHAVIOUR.md 9.1).
+    #[must_use]
+    pub fn is_exempt(&self) -> bool {
+        self.exempt
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        let mut open = self.gate.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.total -= 1;
+        if self.counted
+            && let Some(here) = open.by_address.get_mut(&self.address)
+        {
+            *here -= 1;
+            if *here == 0 {
+                open.by_address.remove(&self.address);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_counted_per_address_and_given_back() {
+        let gate = Gate::new(Some(2), Some(3), vec!["127.0.0.0/8".parse().unwrap()]);
+        let ip = |text: &str| text.parse().unwrap();
+        let first = gate.admit(ip("192.0.2.1")).unwrap();
+        let _second = gate.admit(ip("::ffff:192.0.2.1")).unwrap();
+        assert_eq!(gate.admit(ip("192.0.2.1")).unwrap_err(), Refusal::AddressLimit);
+        drop(first);
+        let _third = gate.admit(ip("192.0.2.1")).unwrap();
+        let exempt = gate.admit(ip("127.0.0.1")).unwrap();
+        assert!(exempt.is_exempt());
+        assert_eq!(gate.admit(ip("127.0.0.1")).unwrap_err(), Refusal::ServerFull);
+    }
+}

@@ -1,0 +1,144 @@
+//! Password hashing on threads of its own: bcrypt on a shard would stall every session there, and a login flood must not
+//! take more of the machine than these threads (BEHAVIOUR.md 2.1).
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use tracing::error;
+
+use crate::store::{Busy, Ticket};
+use crate::supervise;
+
+/// bcrypt's cost for new hashes: what files in the field hold.
+pub const COST: u32 = 10;
+
+/// Jobs waiting per hashing thread: at 50 ms each, the last one waits 5 s, as long as a client would.
+const JOBS_PER_THREAD_MAX: usize = 100;
+
+/// What is to be computed. The secret is what the client sent, itself a hash.
+#[derive(Debug)]
+pub enum HashJob {
+    Hash { secret: Box<[u8]> },
+    /// `stored` is bcrypt; `None` for an account that does not exist, which costs as much and never matches.
+    Verify { secret: Box<[u8]>, stored: Option<Box<str>> },
+}
+
+/// What came of a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HashOutcome {
+    Hashed(Box<str>),
+    Verified(bool),
+    /// The queue is full.
+    Busy,
+    Failed,
+}
+
+/// Where shards hand in jobs; the outcome arrives at the ticket's shard.
+pub trait Passwords: Send + Sync {
+    /// Never blocks.
+    ///
+    /// # Errors
+    /// [`Busy`] when too many jobs wait.
+    fn submit(&self, ticket: Ticket, job: HashJob) -> Result<(), Busy>;
+}
+
+/// Receives outcomes.
+pub trait DeliverHash: Send + Sync {
+    fn hashed(&self, ticket: Ticket, outcome: HashOutcome);
+}
+
+/// The hashing threads.
+#[derive(Debug)]
+pub struct Pool {
+    jobs: Mutex<Option<SyncSender<(Ticket, HashJob)>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Pool {
+    /// Starts `threads` hashing threads.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(threads: usize, deliver: &Arc<dyn DeliverHash>) -> std::io::Result<Self> {
+        let (sender, receiver) = sync_channel(threads * JOBS_PER_THREAD_MAX);
+        let receiver = Arc::new(Mutex::new(receiver));
+        // What an unknown account is compared with: made at start, so no text in the binary matches it.
+        let decoy: Arc<str> = bcrypt::hash(std::process::id().to_string(), COST).unwrap_or_default().into();
+        let spawn = |index| {
+            let (receiver, deliver, decoy) = (Arc::clone(&receiver), Arc::clone(deliver), Arc::clone(&decoy));
+            supervise::spawn(&format!("scd-password-{index}"), move || work(&receiver, &*deliver, &decoy))
+        };
+        let threads = (0..threads).map(spawn).collect::<Result<_, _>>()?;
+        Ok(Self { jobs: Mutex::new(Some(sender)), threads: Mutex::new(threads) })
+    }
+
+    /// Takes no more jobs and waits for the threads to finish the ones they have.
+    pub fn stop(&self) {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take();
+        for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            if thread.join().is_err() {
+                error!("a password thread panicked");
+            }
+        }
+    }
+}
+
+impl Passwords for Pool {
+    fn submit(&self, ticket: Ticket, job: HashJob) -> Result<(), Busy> {
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        jobs.as_ref().ok_or(Busy)?.try_send((ticket, job)).map_err(|_| Busy)
+    }
+}
+
+fn work(jobs: &Mutex<Receiver<(Ticket, HashJob)>>, deliver: &dyn DeliverHash, decoy: &str) {
+    loop {
+        let next = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok((ticket, job)) = next else { return };
+        deliver.hashed(ticket, compute(job, decoy));
+    }
+}
+
+fn compute(job: HashJob, decoy: &str) -> HashOutcome {
+    match job {
+        HashJob::Hash { secret } => bcrypt::hash_with_result(&secret[..], COST).map_or_else(
+            |error| {
+                error!(%error, "password hashing failed");
+                HashOutcome::Failed
+            },
+            // The form that the field's files hold.
+            |parts| HashOutcome::Hashed(parts.format_for_version(bcrypt::Version::TwoA).into()),
+        ),
+        HashJob::Verify { secret, stored: Some(stored) } => {
+            HashOutcome::Verified(bcrypt::verify(&secret[..], &stored).unwrap_or(false))
+        }
+        HashJob::Verify { secret, stored: None } => {
+            let _same_work = bcrypt::verify(&secret[..], decoy);
+            HashOutcome::Verified(false)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret(text: &str) -> Box<[u8]> {
+        text.as_bytes().into()
+    }
+
+    #[test]
+    fn what_was_hashed_verifies_and_nothing_else_does() {
+        let HashOutcome::Hashed(stored) = compute(HashJob::Hash { secret: secret("abc") }, "") else { panic!() };
+        assert!(stored.starts_with("$2a$10$"), "{stored}");
+        let verify = |text, stored| compute(HashJob::Verify { secret: secret(text), stored }, &stored_decoy());
+        assert_eq!(verify("abc", Some(stored.clone())), HashOutcome::Verified(true));
+        assert_eq!(verify("abd", Some(stored)), HashOutcome::Verified(false));
+        assert_eq!(verify("abc", None), HashOutcome::Verified(false));
+        assert_eq!(verify("abc", Some("not bcrypt".into())), HashOutcome::Verified(false));
+    }
+
+    fn stored_decoy() -> String {
+        bcrypt::hash("decoy", 4).unwrap()
+    }
+}
