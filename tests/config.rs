@@ -598,6 +598,7 @@ fn the_data_directory_follows_the_environment() {
         (&[("STATE_DIRECTORY", "/var/lib/superchat:/var/lib/other")], Path::new("/var/lib/superchat")),
         (&[("XDG_DATA_HOME", "/x")], Path::new("/x/superchat")),
         (&[("XDG_DATA_HOME", "relative")], &below_home),
+        (&[("STATE_DIRECTORY", "relative")], &below_home),
         (&[], &below_home),
     ] {
         let loaded = config::load(&home.environment(variables), &Flags::default()).expect("legal");
