@@ -165,3 +165,38 @@ impl Stream {
         written
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_line_cut_by_a_full_disk_does_not_swallow_the_next_one() {
+        let (full_soon, mut reader) = UnixStream::pair().unwrap();
+        full_soon.set_nonblocking(true).unwrap();
+        let mut stream = Stream::new(File::from(OwnedFd::from(full_soon)));
+
+        let line = [&[b'x'; 999][..], b"\n"].concat();
+        let sent = 10_000;
+        let lost = stream.append((0..sent).map(|_| &line[..]));
+        assert!(0 < lost && lost < sent, "the buffer takes some of it: {lost}");
+        assert_eq!(stream.append([&line[..]]), 1, "still full");
+
+        // As many bytes as are there: whole lines and perhaps the beginning of one.
+        let mut kept = vec![0; 1 << 24];
+        let taken = reader.read(&mut kept).unwrap();
+        assert_eq!(stream.append([&b"back\n"[..]]), 0);
+        drop(stream);
+        kept.truncate(taken);
+        reader.read_to_end(&mut kept).unwrap();
+
+        let text = String::from_utf8(kept).unwrap();
+        let whole = text.lines().filter(|kept| kept.len() == 999).count() as u64;
+        assert_eq!(whole, sent - lost);
+        assert_eq!(text.lines().last(), Some("back"));
+    }
+}

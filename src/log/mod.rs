@@ -287,8 +287,8 @@ impl Shared {
     }
 }
 
-/// The handle on a running log; copies are the same log. All methods may be called from any thread, and only
-/// [`Logging::shutdown`] waits.
+/// The handle on a running log; copies are the same log. All methods may be called from any thread, and none
+/// waits for a sink but [`Logging::shutdown`] and [`Logging::drain`].
 #[derive(Clone)]
 pub struct Logging {
     shared: Arc<Shared>,
@@ -335,7 +335,16 @@ impl Logging {
     /// Waits until everything logged so far is handed to the system, for at most `deadline` in all; false when some
     /// sink did not get that far. The log goes on afterwards.
     pub fn shutdown(&self, deadline: Duration) -> bool {
-        queue::drain_all(self.shared.queues.iter().flatten(), deadline)
+        let start_ms = clock::monotonic_ms();
+        Sink::ALL.into_iter().fold(true, |all, sink| {
+            let elapsed = Duration::from_millis(clock::monotonic_ms().saturating_sub(start_ms));
+            self.drain(sink, deadline.saturating_sub(elapsed)) && all
+        })
+    }
+
+    /// Like [`Logging::shutdown`], for one sink; true for a sink that is not in use.
+    pub fn drain(&self, sink: Sink, limit: Duration) -> bool {
+        self.queue(sink).is_none_or(|queue| queue.drain(limit))
     }
 
     fn queue(&self, sink: Sink) -> Option<&Queue> {

@@ -7,8 +7,6 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::Level;
 
-use crate::clock;
-
 /// Lines that may wait for one writer. A burst of this length, about a second of a busy server at DEBUG, loses nothing.
 const QUEUE_LINES_MAX: usize = 64 * 1024;
 
@@ -49,16 +47,22 @@ pub(super) struct Inbox {
 
 #[derive(Default)]
 struct State {
-    /// Bytes pushed and not yet settled; nothing is under way exactly when this is zero.
+    /// Bytes pushed and not yet settled.
     bytes: AtomicUsize,
     /// Lines lost since start: refused by the queue, or not accepted by their destination.
     dropped: AtomicU64,
-    /// Lines refused by the queue that the writer has not been told about.
+    /// Lines refused by the queue and not yet told by the writer.
     overflow: AtomicU64,
     reopen: AtomicBool,
     /// Held by the writer when it settles and by whoever waits for that, never by a thread that logs.
     settling: Mutex<()>,
     settled: Condvar,
+}
+
+impl State {
+    fn overflow(&self) -> u64 {
+        self.overflow.load(Ordering::Relaxed)
+    }
 }
 
 pub(super) fn queue() -> (Queue, Inbox) {
@@ -75,15 +79,21 @@ impl Queue {
         let fits = self.state.bytes.fetch_add(size, Ordering::Relaxed).saturating_add(size) <= QUEUE_BYTES_MAX;
         if !(fits && self.items.try_send(Item::Line(line)).is_ok()) {
             self.state.bytes.fetch_sub(size, Ordering::Relaxed);
-            self.state.overflow.fetch_add(1, Ordering::Relaxed);
             self.state.dropped.fetch_add(1, Ordering::Relaxed);
+            if self.state.overflow.fetch_add(1, Ordering::Relaxed) == 0 {
+                self.wake();
+            }
         }
     }
 
     /// Asks the writer to reopen its destinations before it writes any line pushed from now on.
     pub(super) fn request_reopen(&self) {
         self.state.reopen.store(true, Ordering::Release);
-        // A full queue wakes the writer as well as an item would.
+        self.wake();
+    }
+
+    /// A queue too full for this has woken the writer already.
+    fn wake(&self) {
         _ = self.items.try_send(Item::Wake);
     }
 
@@ -92,30 +102,30 @@ impl Queue {
         self.state.dropped.load(Ordering::Relaxed)
     }
 
-    /// Waits until every line pushed so far is settled, at most for `limit`; says whether that was reached.
+    /// Waits until every line pushed so far is settled and every loss told, at most for `limit`; says whether that was reached.
     pub(super) fn drain(&self, limit: Duration) -> bool {
         let guard = self.state.settling.lock().unwrap_or_else(PoisonError::into_inner);
-        let waiting = |(): &mut ()| self.state.bytes.load(Ordering::Acquire) > 0;
+        let waiting = |(): &mut ()| self.state.bytes.load(Ordering::Acquire) > 0 || self.state.overflow() > 0;
         let (_guard, waited) =
             self.state.settled.wait_timeout_while(guard, limit, waiting).unwrap_or_else(PoisonError::into_inner);
         !waited.timed_out()
     }
 }
 
-/// Drains every queue before the same deadline; says whether all were reached.
-pub(super) fn drain_all<'a>(queues: impl Iterator<Item = &'a Queue>, limit: Duration) -> bool {
-    let start_ms = clock::monotonic_ms();
-    queues.fold(true, |all, queue| {
-        let elapsed = Duration::from_millis(clock::monotonic_ms().saturating_sub(start_ms));
-        queue.drain(limit.saturating_sub(elapsed)) && all
-    })
-}
-
 impl Inbox {
-    /// Waits for lines and puts some into `batch`, or none when the writer was woken for something else.
+    /// Waits for lines and puts some into `batch`, or none when there is something else to do.
     /// False when nobody can log any more.
     pub(super) fn receive(&mut self, batch: &mut Vec<Line>) -> bool {
-        let open = self.items.blocking_recv_many(&mut self.received, BATCH_LINES_MAX) > 0;
+        let open = self.state.overflow() > 0 || {
+            let first = self.items.blocking_recv();
+            self.received.extend(first);
+            !self.received.is_empty()
+        };
+        while self.received.len() < BATCH_LINES_MAX
+            && let Ok(item) = self.items.try_recv()
+        {
+            self.received.push(item);
+        }
         batch.extend(self.received.drain(..).filter_map(|item| match item {
             Item::Line(line) => Some(line),
             Item::Wake => None,
@@ -127,15 +137,16 @@ impl Inbox {
         self.state.reopen.swap(false, Ordering::Acquire)
     }
 
-    /// Lines refused since the last call.
-    pub(super) fn take_overflow(&self) -> u64 {
-        self.state.overflow.swap(0, Ordering::Relaxed)
+    /// Lines refused that were not settled as told.
+    pub(super) fn overflow(&self) -> u64 {
+        self.state.overflow()
     }
 
-    /// Gives the room of a batch back; `lost` of its lines did not arrive.
-    pub(super) fn settle(&self, batch: &[Line], lost: u64) {
+    /// Gives the room of a batch back; `lost` of its lines did not arrive, and `told` refused ones are done with.
+    pub(super) fn settle(&self, batch: &[Line], lost: u64, told: u64) {
         let size: usize = batch.iter().map(|line| line.bytes.len()).sum();
         self.state.dropped.fetch_add(lost, Ordering::Relaxed);
+        self.state.overflow.fetch_sub(told, Ordering::Relaxed);
         self.state.bytes.fetch_sub(size, Ordering::Release);
         let _guard = self.state.settling.lock().unwrap_or_else(PoisonError::into_inner);
         self.state.settled.notify_all();
@@ -154,16 +165,18 @@ mod tests {
         let (queue, mut inbox) = queue();
         (0..pushed).for_each(|_| queue.push(line(size)));
         assert_eq!(queue.dropped(), (pushed - kept) as u64);
-        assert_eq!(inbox.take_overflow(), (pushed - kept) as u64);
-        assert_eq!(inbox.take_overflow(), 0, "told once");
+        assert_eq!(inbox.overflow(), (pushed - kept) as u64);
 
         let mut taken = 0;
         while taken < kept {
             let mut batch = Vec::new();
             assert!(inbox.receive(&mut batch));
             taken += batch.len();
-            inbox.settle(&batch, 0);
+            inbox.settle(&batch, 0, 0);
         }
+        assert!(!queue.drain(Duration::ZERO), "the loss is not told");
+        assert!(inbox.receive(&mut Vec::new()), "and telling it waits for no line");
+        inbox.settle(&[], 0, inbox.overflow());
         assert!(queue.drain(Duration::ZERO));
         queue.push(line(size));
         assert_eq!(queue.dropped(), (pushed - kept) as u64, "the room came back");
@@ -189,7 +202,7 @@ mod tests {
         let mut batch = Vec::new();
         assert!(inbox.receive(&mut batch));
         assert!(!queue.drain(Duration::ZERO), "received is not yet written");
-        inbox.settle(&batch, 1);
+        inbox.settle(&batch, 1, 0);
         assert!(queue.drain(Duration::ZERO));
         assert_eq!(queue.dropped(), 1, "what the destination lost counts as well");
     }

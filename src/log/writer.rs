@@ -1,6 +1,7 @@
 //! The thread behind each sink: takes batches out of the queue, delivers them, and tells what was lost once it can.
 
 use std::io;
+use std::mem;
 use std::slice;
 use std::thread;
 
@@ -47,13 +48,12 @@ impl Writer {
             if self.inbox.take_reopen() {
                 self.destinations.iter_mut().for_each(|tracked| tracked.destination.reopen());
             }
-            let mut overflow = self.inbox.take_overflow();
-            let mut lost = 0;
+            let overflow = self.inbox.overflow();
+            let (mut lost, mut owed) = (0, overflow);
             for tracked in &mut self.destinations {
-                tracked.owed += std::mem::take(&mut overflow);
-                lost += tracked.deliver(&batch, &self.notice);
+                lost += tracked.deliver(&batch, mem::take(&mut owed), &self.notice);
             }
-            self.inbox.settle(&batch, lost);
+            self.inbox.settle(&batch, lost, overflow);
             batch.clear();
         }
     }
@@ -66,27 +66,38 @@ struct Tracked {
 }
 
 impl Tracked {
-    fn deliver(&mut self, batch: &[Line], notice: &Notice) -> u64 {
+    /// Tells of losses where they are: what was lost earlier before the batch, what the queue refused while the batch
+    /// was in it after the batch.
+    fn deliver(&mut self, batch: &[Line], overflow: u64, notice: &Notice) -> u64 {
+        self.tell(notice);
         let lost = self.destination.deliver(batch);
-        self.owed += lost;
-        let working = lost == 0;
-        if working && self.owed > 0 && self.destination.deliver(slice::from_ref(&notice(self.owed))) == 0 {
-            self.owed = 0;
+        self.owed += lost + overflow;
+        if lost == 0 {
+            self.tell(notice);
         }
         lost
+    }
+
+    fn tell(&mut self, notice: &Notice) {
+        if self.owed > 0 && self.destination.deliver(slice::from_ref(&notice(self.owed))) == 0 {
+            self.owed = 0;
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
+    use std::time::Duration;
 
     use tracing::Level;
 
     use super::super::queue::queue;
     use super::*;
 
-    /// Loses the batches that it is told to lose and shows the others.
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    /// Loses the deliveries that it is told to lose and shows the others.
     struct Flaky {
         losing: mpsc::Receiver<bool>,
         seen: mpsc::SyncSender<String>,
@@ -94,7 +105,7 @@ mod tests {
 
     impl Destination for Flaky {
         fn deliver(&mut self, lines: &[Line]) -> u64 {
-            if self.losing.recv().expect("the test decides about every batch") {
+            if self.losing.recv().expect("the test decides about every delivery") {
                 return lines.len() as u64;
             }
             for line in lines {
@@ -116,22 +127,17 @@ mod tests {
         let notice: Notice = Box::new(|count| line(&format!("{count} missing")));
         spawn("log-test", inbox, vec![Box::new(Flaky { losing, seen })], notice).unwrap();
 
-        for text in ["one", "two"] {
+        let log = |text, decisions: &[bool]| {
             queue.push(line(text));
-            lose.send(true).unwrap();
-            assert!(queue.drain(std::time::Duration::from_secs(60)));
-        }
-        assert_eq!(queue.dropped(), 2);
-
-        queue.push(line("three"));
-        lose.send(false).unwrap();
-        assert_eq!(shown.recv().unwrap(), "three");
-        lose.send(true).unwrap();
-        queue.push(line("four"));
-        lose.send(false).unwrap();
-        assert_eq!(shown.recv().unwrap(), "four", "a lost notice is repeated later");
-        lose.send(false).unwrap();
-        assert_eq!(shown.recv().unwrap(), "2 missing");
+            decisions.iter().for_each(|decision| lose.send(*decision).unwrap());
+            assert!(queue.drain(LIMIT), "{text}");
+            shown.try_iter().collect::<Vec<_>>()
+        };
+        assert_eq!(log("one", &[true]), [""; 0]);
+        assert_eq!(log("two", &[true, true]), [""; 0], "neither notice nor line");
+        assert_eq!(log("three", &[true, false, true]), ["three"], "a lost notice is repeated later");
+        assert_eq!(log("four", &[false, false]), ["2 missing", "four"]);
+        assert_eq!(log("five", &[false]), ["five"], "told once");
         assert_eq!(queue.dropped(), 2, "a notice is no line of anybody");
     }
 }
