@@ -185,7 +185,8 @@ pub fn dropped(sink: Sink) -> u64 {
     RUNNING.get().map_or(0, |logging| logging.dropped(sink))
 }
 
-/// Like [`init`] without making the log the process's own; its threads end with the last of what is returned.
+/// Like [`init`] without making the log the process's own, for tests; its threads end with the last of what is returned.
+/// Levels must then be moved inside `with_default`, since call sites ask the subscriber in force there.
 ///
 /// # Errors
 /// When no thread could be started.
