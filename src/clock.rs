@@ -1,17 +1,100 @@
-//! Wall and monotonic time: the one place that asks the system what time it is.
-#![expect(clippy::disallowed_methods, reason = "this is the one place that reads the clocks")]
+//! Wall and monotonic time, and how a time is written; the only file that asks the system what time it is.
+//!
+//! Everything else takes the time as an argument, so that a test can choose it.
 
-use std::sync::LazyLock;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::fmt;
+use std::sync::OnceLock;
+use std::time::Instant;
 
-static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+pub use jiff::Timestamp;
+use jiff::tz::TimeZone;
 
-/// Milliseconds since the Unix epoch; 0 when the system clock stands before it.
-pub fn wall_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+/// The wall clock, with the system's full precision.
+pub fn now() -> Timestamp {
+    Timestamp::now()
 }
 
-/// Milliseconds since the first reading in this process; never goes back.
+/// Milliseconds since 1970 (UTC) on the wall clock, which operators and NTP may set back.
+pub fn wall_ms() -> i64 {
+    now().as_millisecond()
+}
+
+/// Milliseconds since the first call in this process; never goes back, so durations are measured with it.
 pub fn monotonic_ms() -> u64 {
-    u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX)
+    #[expect(clippy::disallowed_methods, reason = "this file is the one place that asks for the time")]
+    let now = Instant::now();
+    static START: OnceLock<Instant> = OnceLock::new();
+    let elapsed = now.saturating_duration_since(*START.get_or_init(|| now));
+    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The system's time zone (`TZ`, else `/etc/localtime`, else UTC), read once: a later lookup could touch the disk.
+pub fn zone() -> &'static TimeZone {
+    static ZONE: OnceLock<TimeZone> = OnceLock::new();
+    ZONE.get_or_init(TimeZone::system)
+}
+
+/// `2025/10/08 14:30:15.123456` in `zone`: how a log line begins (OBSERVABILITY.md 4).
+pub fn line_time(time: Timestamp, zone: &TimeZone) -> impl fmt::Display {
+    let local = zone.to_datetime(time);
+    fmt::from_fn(move |f| {
+        write!(
+            f,
+            "{:04}/{:02}/{:02} {:02}:{:02}:{:02}.{:06}",
+            local.year(),
+            local.month(),
+            local.day(),
+            local.hour(),
+            local.minute(),
+            local.second(),
+            local.subsec_nanosecond() / 1_000
+        )
+    })
+}
+
+/// RFC 3339 in UTC with microseconds: `2025-10-08T12:30:15.123456Z`.
+pub fn rfc3339_utc(time: Timestamp) -> impl fmt::Display {
+    fmt::from_fn(move |f| write!(f, "{time:.6}"))
+}
+
+/// RFC 3339 with the offset of `zone` and whole seconds: `2025-10-08T14:30:15+02:00`.
+pub fn rfc3339_local(time: Timestamp, zone: &TimeZone) -> impl fmt::Display {
+    let local = time.display_with_offset(zone.to_offset(time));
+    fmt::from_fn(move |f| write!(f, "{local:.0}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOON: i64 = 1_759_926_615_123_456;
+
+    fn check(zone: &str, line: &str, utc: &str, local: &str) {
+        let time = Timestamp::from_microsecond(NOON).unwrap();
+        let zone = TimeZone::posix(zone).unwrap();
+        assert_eq!(line_time(time, &zone).to_string(), line);
+        assert_eq!(rfc3339_utc(time).to_string(), utc);
+        assert_eq!(rfc3339_local(time, &zone).to_string(), local);
+    }
+
+    #[test]
+    fn a_time_is_written_in_its_zone() {
+        let utc = "2025-10-08T12:30:15.123456Z";
+        check("CET-1CEST,M3.5.0,M10.5.0/3", "2025/10/08 14:30:15.123456", utc, "2025-10-08T14:30:15+02:00");
+        check("UTC0", "2025/10/08 12:30:15.123456", utc, "2025-10-08T12:30:15+00:00");
+    }
+
+    #[test]
+    fn a_time_on_the_second_keeps_its_six_digits() {
+        let time = Timestamp::from_second(NOON / 1_000_000).unwrap();
+        assert_eq!(line_time(time, &TimeZone::UTC).to_string(), "2025/10/08 12:30:15.000000");
+        assert_eq!(rfc3339_utc(time).to_string(), "2025-10-08T12:30:15.000000Z");
+    }
+
+    #[test]
+    fn both_clocks_run_forward_from_a_plausible_start() {
+        assert!(wall_ms() > NOON / 1_000);
+        let before = monotonic_ms();
+        assert!(monotonic_ms() >= before);
+    }
 }
