@@ -404,6 +404,7 @@ impl Front {
     }
 
     async fn send(&self, stream: TcpStream, answer: Answer, head_only: bool, started_ms: u64) {
+        let name = self.options.name;
         let (route, status) = (answer.route, answer.response.status_code().0);
         let bytes = answer.into_bytes(head_only);
         let written = timeout(self.options.limits.answer_time, async {
@@ -412,11 +413,15 @@ impl Front {
         });
         match written.await {
             Ok(Ok(())) => drop(timeout(LINGER, drain(&stream)).await),
-            // What the system still holds for a stalled reader goes with the connection.
-            Ok(Err(_)) | Err(_) => drop(stream.set_zero_linger()),
+            Ok(Err(error)) => tracing::debug!(server = name, path = route, %error, "http client left its answer"),
+            Err(_) => {
+                tracing::debug!(server = name, path = route, "http client did not take its answer");
+                // What the system still holds for a stalled reader goes with the connection.
+                stream.set_zero_linger().ok();
+            }
         }
         let micros = monotonic_ms().saturating_sub(started_ms) * 1000;
-        self.metrics.http_request(self.options.name, route, status, micros);
+        self.metrics.http_request(name, route, status, micros);
     }
 }
 

@@ -155,14 +155,18 @@ fn open_series(out: &mut String, name: &str, kind: MetricType, series: &Series) 
 fn open_histogram(out: &mut String, name: &str, labels: &str, histogram: &Histogram) {
     let comma = if labels.is_empty() { "" } else { "," };
     for bucket in histogram.get_bucket() {
-        // `{:?}` keeps the `.0` of a whole number, which OpenMetrics asks for in `le`.
-        let (bound, count) = (bucket.upper_bound(), bucket.cumulative_count());
-        line(out, format_args!("{name}_bucket{{{labels}{comma}le=\"{bound:?}\"}} {count}"));
+        let (bound, count) = (bound_text(bucket.upper_bound()), bucket.cumulative_count());
+        line(out, format_args!("{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {count}"));
     }
     let count = histogram.get_sample_count();
     line(out, format_args!("{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {count}"));
     line(out, format_args!("{name}_count{} {count}", braced(labels)));
     line(out, format_args!("{name}_sum{} {}", braced(labels), histogram.get_sample_sum()));
+}
+
+/// OpenMetrics wants a whole number as a float; small ones stay spelled as in the other format, as labels are texts.
+fn bound_text(bound: f64) -> String {
+    if bound.fract() == 0.0 { format!("{bound:.1}") } else { bound.to_string() }
 }
 
 fn line(out: &mut String, text: std::fmt::Arguments<'_>) {

@@ -39,6 +39,14 @@ impl TopicMetrics {
     pub fn delivered(&self, recipients: u64) {
         self.delivered.add(recipients);
     }
+
+    fn has_subscribers(&self) -> bool {
+        self.subscribers.get() > 0
+    }
+
+    fn has_moved(&self) -> bool {
+        self.has_subscribers() || self.delivered.get() > 0
+    }
 }
 
 /// All topics that have a series of their own, and the rest.
@@ -148,8 +156,7 @@ impl Topics {
             .map(|(channel, metrics)| Row::new(Place::Id(*channel), Place::Other, metrics));
         let mut rows: Vec<Row> = channels.chain(threads).chain(others).collect();
         let beyond = [(Place::None, &registry.other_channel), (Place::Other, &registry.other_channel_thread)];
-        let used =
-            beyond.into_iter().filter(|(_, metrics)| Arc::strong_count(metrics) > 1 || metrics.delivered.get() > 0);
+        let used = beyond.into_iter().filter(|(_, metrics)| metrics.has_moved());
         rows.extend(used.map(|(thread, metrics)| Row::new(Place::Other, thread, metrics)));
         rows
     }
@@ -164,7 +171,7 @@ impl Registry {
     fn sweep(&mut self, now_ms: u64) {
         self.threads.retain(|_, thread| {
             // Handles are cloned under this lock only, so one that is ours alone cannot be in use a moment later.
-            if Arc::strong_count(&thread.metrics) > 1 || thread.metrics.subscribers.get() > 0 {
+            if Arc::strong_count(&thread.metrics) > 1 || thread.metrics.has_subscribers() {
                 thread.idle_since_ms = None;
                 return true;
             }
