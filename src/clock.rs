@@ -57,6 +57,11 @@ pub fn rfc3339_utc(time: Timestamp) -> impl fmt::Display {
     fmt::from_fn(move |f| write!(f, "{time:.6}"))
 }
 
+/// RFC 3339 in UTC with whole seconds, from milliseconds since 1970: `2025-10-08T12:30:15Z`.
+pub fn rfc3339(wall_ms: i64) -> String {
+    Timestamp::from_millisecond(wall_ms).unwrap_or(Timestamp::MAX).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
 /// RFC 3339 with the offset of `zone` and whole seconds: `2025-10-08T14:30:15+02:00`.
 pub fn rfc3339_local(time: Timestamp, zone: &TimeZone) -> impl fmt::Display {
     let local = time.display_with_offset(zone.to_offset(time));

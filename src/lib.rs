@@ -1,16 +1,18 @@
 //! SuperChat server library; the binary `scd` is a thin shell around it.
 
 pub mod admin;
+pub mod cli;
 pub mod clock;
 pub mod config;
-pub mod cli;
 pub mod handlers;
 pub mod ids;
 pub mod limits;
+pub mod log;
 pub mod metrics;
 pub mod net;
 pub mod passwords;
 pub mod shard;
 pub mod store;
+pub mod supervise;
 pub mod text;
 pub mod wire;

@@ -15,7 +15,7 @@ use super::roster::PeerChange;
 use crate::ids::SessionId;
 use crate::limits::SHARD_BACKLOG_MAX;
 use crate::net::Admission;
-use crate::passwords::HashOutcome;
+use crate::passwords::{DeliverHash, HashOutcome};
 use crate::store::{Answer, Batch, Deliver, Ticket};
 
 /// Everything a shard can be told.
@@ -154,5 +154,11 @@ impl Deliver for Bus {
 
     fn answered(&self, ticket: Ticket, answer: Answer) {
         self.send(ticket.shard, ShardEvent::Answered { token: ticket.token, answer });
+    }
+}
+
+impl DeliverHash for Bus {
+    fn hashed(&self, ticket: Ticket, outcome: HashOutcome) {
+        self.send(ticket.shard, ShardEvent::Hashed { token: ticket.token, outcome });
     }
 }

@@ -1,0 +1,178 @@
+//! The door: one thread accepts, checks the bounds, and hands each socket to the least loaded shard.
+
+use std::collections::VecDeque;
+use std::io::{self, Write as _};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
+use tracing::{debug, info, warn};
+
+use super::{Gate, Refusal};
+use crate::ids::SessionId;
+use crate::metrics::{Metrics, RateLimit, Transport};
+use crate::shard::{Accepted, Bus, ShardEvent};
+use crate::supervise;
+use crate::wire::frame::{self, Compression};
+use crate::wire::server::{self, Disconnect, ServerConfig};
+
+/// What the kernel is asked to queue; it gives `net.core.somaxconn` at most (BEHAVIOUR.md 1.1).
+const BACKLOG: i32 = 65_535;
+
+/// Silence before the system checks whether a peer is still there, and between its checks (BEHAVIOUR.md 1.1).
+const KEEPALIVE: Duration = Duration::from_secs(15);
+
+/// Pause after a failed accept: doubled from the first to the second while it fails, as without descriptors (D-41).
+const RETRY_MIN: Duration = Duration::from_millis(5);
+const RETRY_MAX: Duration = Duration::from_secs(1);
+
+/// Refused connections that stay half open so that their peers can read why; the oldest goes when another comes.
+const LINGERING_MAX: usize = 64;
+
+/// Opens the listening socket.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// What the acceptor needs.
+pub struct AcceptorParts {
+    pub listener: TcpListener,
+    pub gate: Arc<Gate>,
+    pub bus: Arc<Bus>,
+    pub metrics: Arc<Metrics>,
+    pub announced: ServerConfig,
+}
+
+/// The accepting thread.
+pub struct Acceptor {
+    listener: TcpListener,
+    stopping: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Acceptor {
+    /// Starts accepting.
+    ///
+    /// # Errors
+    /// When the system gives no thread or no second handle on the socket.
+    pub fn start(parts: AcceptorParts) -> io::Result<Self> {
+        let (listener, stopping) = (parts.listener.try_clone()?, Arc::new(AtomicBool::new(false)));
+        let stop = Arc::clone(&stopping);
+        let thread = supervise::spawn("scd-accept", move || accept_loop(&parts, &stop))?;
+        Ok(Self { listener, stopping, thread })
+    }
+
+    /// Accepts no more and closes the port.
+    pub fn stop(self) {
+        self.stopping.store(true, Ordering::Release);
+        // A listener that is shut down returns from accept.
+        if let Err(error) = SockRef::from(&self.listener).shutdown(Shutdown::Both) {
+            debug!(%error, "listener was closed already");
+        }
+        if self.thread.join().is_err() {
+            warn!("the accepting thread panicked");
+        }
+    }
+}
+
+/// Session ids start at 1 and are never used again (BEHAVIOUR.md 1.2).
+static NEXT_SESSION: AtomicU64 = AtomicU64::new(1);
+
+fn accept_loop(parts: &AcceptorParts, stopping: &AtomicBool) {
+    let mut retry = RETRY_MIN;
+    let mut lingering = VecDeque::new();
+    while !stopping.load(Ordering::Acquire) {
+        match parts.listener.accept() {
+            Ok((stream, peer)) => {
+                retry = RETRY_MIN;
+                if let Err(error) = admit(parts, stream, peer, &mut lingering) {
+                    debug!(%error, "connection lost before it was served");
+                }
+            }
+            Err(_) if stopping.load(Ordering::Acquire) => return,
+            Err(error) => {
+                warn!(%error, "Accept error: {error}");
+                std::thread::sleep(retry);
+                retry = (retry * 2).min(RETRY_MAX);
+            }
+        }
+    }
+}
+
+fn admit(
+    parts: &AcceptorParts,
+    stream: TcpStream,
+    peer: SocketAddr,
+    lingering: &mut VecDeque<TcpStream>,
+) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_nonblocking(true)?;
+    SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
+    match parts.gate.admit(peer.ip()) {
+        Ok(admission) => {
+            info!("Connection from {}", crate::log::peer_addr(peer));
+            parts.metrics.connections(Transport::Tcp);
+            let session = SessionId(NEXT_SESSION.fetch_add(1, Ordering::Relaxed));
+            let accepted = Accepted { stream, peer, session, admission };
+            parts.bus.send(least_loaded(&parts.metrics, session), ShardEvent::Accepted(Box::new(accepted)));
+            Ok(())
+        }
+        Err(refusal) => turn_away(parts, stream, peer.ip(), refusal, lingering),
+    }
+}
+
+/// The shard with the fewest sessions; a burst whose sessions do not count yet is dealt out in turn.
+fn least_loaded(metrics: &Metrics, session: SessionId) -> usize {
+    let shards = metrics.shards();
+    let start = usize::try_from(session.0).unwrap_or(0) % shards.len();
+    let rotated = (0..shards.len()).map(|offset| (start + offset) % shards.len());
+    rotated.min_by_key(|index| shards[*index].sessions() / 8).unwrap_or(0)
+}
+
+/// SERVER_CONFIG, ERROR, DISCONNECT: every client understands this order (BEHAVIOUR.md 1.10).
+fn turn_away(
+    parts: &AcceptorParts,
+    mut stream: TcpStream,
+    address: IpAddr,
+    refusal: Refusal,
+    lingering: &mut VecDeque<TcpStream>,
+) -> io::Result<()> {
+    parts.metrics.rejected(refusal.label());
+    if refusal == Refusal::AddressLimit {
+        parts.metrics.rate_limit(RateLimit::Connection);
+    }
+    let reason = refusal.text();
+    warn!(target: "security", remote = %crate::log::peer(address), "connection refused, rate limit exceeded: {reason}");
+    let text = reason.as_bytes();
+    let mut bytes = Vec::new();
+    let farewell = [
+        parts.announced.clone().into(),
+        server::Error { error_code: refusal.code().number(), message: text }.into(),
+        Disconnect { reason: Some(text) }.into(),
+    ];
+    for message in farewell {
+        frame::write(&mut bytes, &message, Compression::Never).map_err(io::Error::other)?;
+    }
+    // A fresh socket has room for these few bytes.
+    stream.write_all(&bytes)?;
+    stream.shutdown(Shutdown::Write)?;
+    // Closing with unread input would destroy the words before they are read: the socket stays for a while.
+    if lingering.len() >= LINGERING_MAX {
+        lingering.pop_front();
+    }
+    lingering.push_back(stream);
+    Ok(())
+}

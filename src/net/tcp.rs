@@ -1,0 +1,349 @@
+//! Sockets for a shard: bytes in, vectored bytes out.
+//!
+//! One thread runs one shard on a current-thread runtime. Each connection has one small task that waits for bytes; the
+//! shard's own task waits for events, for the next tick, and for the end of a turn, when everything that was queued
+//! leaves in one write per session. Events come first, sockets after: what another thread did before a client could know
+//! of it is applied before that client's next bytes are read.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io::{self, Write as _};
+use std::net::Shutdown;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, error};
+
+use super::CloseReason;
+use crate::admin::health::Health;
+use crate::clock;
+use crate::shard::outbox::{Flushed, Outbox};
+use crate::shard::session::SessionKey;
+use crate::shard::{Accepted, Bus, Departed, Now, Parts, Shard, ShardEvent};
+
+/// Bytes read from a socket at once, into a buffer that all sessions of the shard share.
+const READ_BYTES: usize = 64 * 1024;
+
+/// A long batch is flushed whenever this much was encoded, so that no healthy session's queue grows with the batch.
+const FLUSH_BYTES: usize = 128 * 1024;
+
+/// How often a shard with nothing to do shows that it lives.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// How long a goodbye may take to be read: the queue to be written, then the peer to close.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// The time as a shard takes it.
+#[must_use]
+pub fn now() -> Now {
+    Now { mono: clock::monotonic_ms(), wall: clock::wall_ms() }
+}
+
+/// Runs a shard on the calling thread until it is told to stop and its clients are gone.
+///
+/// # Errors
+/// When the runtime cannot be built.
+pub fn run(parts: Parts, health: &Arc<Health>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build_local(Default::default())?;
+    let core = Rc::new(Core {
+        bus: Arc::clone(&parts.bus),
+        id: parts.id,
+        shard: RefCell::new(Shard::new(parts)),
+        health: Arc::clone(health),
+        connections: RefCell::default(),
+        events: RefCell::default(),
+        scratch: RefCell::new(vec![0; READ_BYTES].into_boxed_slice()),
+        turn: Notify::new(),
+        paused: RefCell::default(),
+        farewells: Cell::new(0),
+        stopping: Cell::new(false),
+    });
+    runtime.block_on(core.drive());
+    Ok(())
+}
+
+struct Core {
+    id: usize,
+    shard: RefCell<Shard>,
+    bus: Arc<Bus>,
+    health: Arc<Health>,
+    /// By session key.
+    connections: RefCell<Vec<Option<Rc<Connection>>>>,
+    events: RefCell<VecDeque<ShardEvent>>,
+    scratch: RefCell<Box<[u8]>>,
+    /// Something was handled whose frames wait to be written.
+    turn: Notify,
+    /// Sessions whose sockets are not read for the moment.
+    paused: RefCell<Vec<SessionKey>>,
+    farewells: Cell<usize>,
+    stopping: Cell<bool>,
+}
+
+struct Connection {
+    stream: TcpStream,
+    /// Wakes the connection's task when it should look at its session again.
+    waker: RefCell<Option<Waker>>,
+    /// The session ended; the socket may live on for a goodbye.
+    ended: Cell<bool>,
+    /// A task waits for the socket to become writable.
+    blocked: Cell<bool>,
+}
+
+impl Connection {
+    fn wake(&self) {
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Core {
+    async fn drive(self: &Rc<Self>) {
+        loop {
+            let due = self.shard.borrow().due().map(|due| Duration::from_millis(due.saturating_sub(clock::monotonic_ms())));
+            tokio::select! {
+                biased;
+                () = self.bus.ready(self.id) => {}
+                () = self.turn.notified() => {}
+                () = sleep(due.map_or(HEARTBEAT, |due| due.min(HEARTBEAT))) => {}
+            }
+            self.take_turn();
+            if self.stopping.get() && self.shard.borrow().clients.is_empty() && self.farewells.get() == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Applies what came in, does what is due, and sends what was queued.
+    fn take_turn(self: &Rc<Self>) {
+        self.apply_events();
+        self.guarded("tick", Shard::tick);
+        self.finish_turn();
+        self.health.shard_beat(self.id, clock::monotonic_ms());
+    }
+
+    /// Events first: nothing a client says is handled before what it may already know of.
+    fn apply_events(self: &Rc<Self>) {
+        self.shard.borrow_mut().now = now();
+        self.bus.take(self.id, &mut self.events.borrow_mut());
+        loop {
+            let event = self.events.borrow_mut().pop_front();
+            match event {
+                None => return,
+                Some(ShardEvent::Accepted(accepted)) => self.accept(*accepted),
+                Some(ShardEvent::Committed(batch)) => {
+                    for outcome in batch.iter() {
+                        self.guarded("outcome", |shard| shard.outcome(outcome));
+                        if self.shard.borrow().fresh_bytes() > FLUSH_BYTES {
+                            self.finish_turn();
+                        }
+                    }
+                }
+                Some(event) => {
+                    if matches!(event, ShardEvent::Stop) {
+                        self.stopping.set(true);
+                    }
+                    self.guarded("event", |shard| shard.apply(event));
+                }
+            }
+        }
+    }
+
+    /// A panic outside any session's own request is counted and logged; the shard goes on.
+    fn guarded(&self, what: &str, run: impl FnOnce(&mut Shard)) {
+        let mut shard = self.shard.borrow_mut();
+        if catch_unwind(AssertUnwindSafe(|| run(&mut shard))).is_err() {
+            shard.metrics.global().panicked();
+            error!(shard = self.id, what, "a handler panicked");
+        }
+    }
+
+    fn accept(self: &Rc<Self>, accepted: Accepted) {
+        if self.stopping.get() {
+            return;
+        }
+        let mut stream = accepted.stream;
+        let mut shard = self.shard.borrow_mut();
+        let key = shard.connect(accepted.session, accepted.admission);
+        // A fresh socket takes SERVER_CONFIG at once, before it is registered anywhere.
+        shard.flush_one(key, |_, slices| stream.write_vectored(slices), |_| {});
+        match TcpStream::from_std(stream) {
+            Ok(stream) => {
+                let connection = Rc::new(Connection {
+                    stream,
+                    waker: RefCell::default(),
+                    ended: Cell::new(false),
+                    blocked: Cell::new(false),
+                });
+                self.register(key, &connection);
+                tokio::task::spawn_local(Rc::clone(self).serve(key, connection));
+            }
+            Err(error) => {
+                error!(%error, "cannot watch a connection");
+                shard.close(key, CloseReason::IoError);
+            }
+        }
+        drop(shard);
+        self.turn.notify_one();
+    }
+
+    fn register(&self, key: SessionKey, connection: &Rc<Connection>) {
+        let mut connections = self.connections.borrow_mut();
+        let place = key.0 as usize;
+        if connections.len() <= place {
+            connections.resize_with(place + 1, || None);
+        }
+        connections[place] = Some(Rc::clone(connection));
+    }
+
+    fn connection(&self, key: SessionKey) -> Option<Rc<Connection>> {
+        self.connections.borrow().get(key.0 as usize).cloned().flatten()
+    }
+
+    /// One connection's task: waits for bytes and hands them to the shard.
+    async fn serve(self: Rc<Self>, key: SessionKey, connection: Rc<Connection>) {
+        while self.readable(key, &connection).await {
+            self.read(key, &connection);
+        }
+    }
+
+    /// Waits until there is something to read and the session wants it; `false` once it ended.
+    async fn readable(&self, key: SessionKey, connection: &Connection) -> bool {
+        poll_fn(|context| {
+            if connection.ended.get() {
+                return Poll::Ready(false);
+            }
+            let wanted = self.shard.borrow().wants_input(key);
+            if wanted && connection.stream.poll_read_ready(context).is_ready() {
+                return Poll::Ready(true);
+            }
+            if !wanted {
+                self.paused.borrow_mut().push(key);
+            }
+            let mut waker = connection.waker.borrow_mut();
+            match &*waker {
+                Some(known) if known.will_wake(context.waker()) => {}
+                _ => *waker = Some(context.waker().clone()),
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn read(self: &Rc<Self>, key: SessionKey, connection: &Connection) {
+        self.apply_events();
+        if connection.ended.get() {
+            return;
+        }
+        let mut scratch = self.scratch.borrow_mut();
+        match connection.stream.try_read(&mut scratch) {
+            Ok(0) => self.shard.borrow_mut().close(key, CloseReason::Client),
+            Ok(count) => self.receive(key, &scratch[..count]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) => {
+                debug!(%error, "read failed");
+                self.shard.borrow_mut().close(key, CloseReason::IoError);
+            }
+        }
+        self.turn.notify_one();
+    }
+
+    /// One panic inside a handler ends one session.
+    fn receive(&self, key: SessionKey, bytes: &[u8]) {
+        let mut shard = self.shard.borrow_mut();
+        if catch_unwind(AssertUnwindSafe(|| shard.receive(key, bytes))).is_err() {
+            shard.metrics.global().panicked();
+            error!(shard = self.id, "a handler panicked, its session ends");
+            shard.close(key, CloseReason::Panic);
+        }
+    }
+
+    /// Other shards hear first, then every session that has something to read gets one write.
+    fn finish_turn(self: &Rc<Self>) {
+        let mut shard = self.shard.borrow_mut();
+        shard.end_turn();
+        shard.flush(
+            |key, slices| match self.connection(key) {
+                Some(connection) => connection.stream.try_write_vectored(slices),
+                None => Err(io::ErrorKind::NotConnected.into()),
+            },
+            |key| self.wait_writable(key),
+        );
+        // A failed write ends a session, and its end is news for the other shards.
+        shard.end_turn();
+        let departed = shard.take_departed();
+        let wanted: Vec<_> = self.paused.borrow_mut().extract_if(.., |key| {
+            shard.clients.get(*key).is_none() || shard.wants_input(*key)
+        }).collect();
+        drop(shard);
+        departed.into_iter().for_each(|departed| self.see_off(departed));
+        wanted.into_iter().filter_map(|key| self.connection(key)).for_each(|connection| connection.wake());
+    }
+
+    /// A slow reader's queue is offered again when its socket takes bytes; meanwhile it costs nobody anything.
+    fn wait_writable(self: &Rc<Self>, key: SessionKey) {
+        let Some(connection) = self.connection(key) else { return };
+        if connection.blocked.replace(true) {
+            return;
+        }
+        let core = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            while connection.blocked.get() && connection.stream.writable().await.is_ok() && !connection.ended.get() {
+                connection.blocked.set(false);
+                core.shard.borrow_mut().flush_one(
+                    key,
+                    |_, slices| connection.stream.try_write_vectored(slices),
+                    |_| connection.blocked.set(true),
+                );
+                core.turn.notify_one();
+            }
+            connection.blocked.set(false);
+        });
+    }
+
+    /// Lets go of an ended session's socket: at once, or after what it should still be told.
+    fn see_off(self: &Rc<Self>, departed: Departed) {
+        let connection = self.connections.borrow_mut().get_mut(departed.key.0 as usize).and_then(Option::take);
+        let Some(connection) = connection else { return };
+        connection.ended.set(true);
+        connection.wake();
+        let is_bare = matches!(departed.reason, CloseReason::SlowConsumer | CloseReason::IoError | CloseReason::Panic);
+        if is_bare || departed.outbox.is_empty() {
+            return;
+        }
+        self.farewells.set(self.farewells.get() + 1);
+        let core = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            // A peer that does not listen is left behind.
+            let _in_time = timeout(FAREWELL, say_goodbye(&connection.stream, departed.outbox)).await;
+            core.farewells.set(core.farewells.get() - 1);
+            core.turn.notify_one();
+        });
+    }
+}
+
+/// Writes what is left, then waits for the peer to close, so that unread input does not destroy the last words.
+async fn say_goodbye(stream: &TcpStream, mut outbox: Outbox) -> io::Result<()> {
+    while outbox.flush(|slices| stream.try_write_vectored(slices))? == Flushed::Blocked {
+        stream.writable().await?;
+    }
+    SockRef::from(stream).shutdown(Shutdown::Write)?;
+    let mut ignored = [0; 1024];
+    loop {
+        stream.readable().await?;
+        match stream.try_read(&mut ignored) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
