@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 use superchat::admin::guard::{Answer, Guard, GuardError, GuardOptions, Handler, Limits, Request};
-use superchat::admin::health::{Health, HealthInfo, SHARD_DEADLINE_MS, check};
+use superchat::admin::health::{Health, HealthInfo, check};
 use superchat::admin::{AdminOptions, AdminServer, BearerToken};
 use superchat::clock::{monotonic_ms, wall_ms};
 use superchat::metrics::*;
@@ -158,16 +158,13 @@ mod health {
     }
 
     #[test]
-    fn life_ends_with_a_shard_or_the_writer() {
-        let site = Site::build(options(loopback()), long_ago(), || Ok(())).expect("a free port");
-        site.health.shard_beat(0, monotonic_ms());
-        let answer = site.get("/livez", "");
-        assert_eq!(answer.status, 503);
-        assert!(answer.body.starts_with("shard 1 has not ticked for "), "{answer:?}");
-        site.health.shard_beat(1, monotonic_ms());
-        assert_eq!(site.get("/livez", "").status, 200);
+    fn life_ends_with_the_writer() {
+        let site = Site::open();
         site.health.writer_stopped();
-        assert_eq!(site.get("/livez", "").body, "the writer thread is not running\n");
+        let answer = site.get("/livez", "");
+        assert_eq!((answer.status, answer.body.as_str()), (503, "the writer thread is not running\n"));
+        assert_eq!(site.get("/readyz", "").status, 503);
+        assert_eq!(site.get("/health", "").status, 200);
     }
 
     #[test]
@@ -477,15 +474,15 @@ impl Site {
     }
 
     fn failing() -> Self {
-        Self::build(options(loopback()), monotonic_ms(), || Err("disk full".to_owned())).expect("a free port")
+        Self::build(options(loopback()), || Err("disk full".to_owned())).expect("a free port")
     }
 
     fn start(options: AdminOptions) -> Result<Self, GuardError> {
-        Self::build(options, monotonic_ms(), || Ok(()))
+        Self::build(options, || Ok(()))
     }
 
-    fn build(options: AdminOptions, started_ms: u64, probe: fn() -> Result<(), String>) -> Result<Self, GuardError> {
-        let health = Health::new("1.2.3", 2, started_ms);
+    fn build(options: AdminOptions, probe: fn() -> Result<(), String>) -> Result<Self, GuardError> {
+        let health = Health::new("1.2.3", 2, monotonic_ms());
         health.writer_beat(monotonic_ms());
         health.set_listening(true);
         health.set_probe(probe);
@@ -527,14 +524,6 @@ fn options(listen: SocketAddr) -> AdminOptions {
         token: BearerToken::default(),
         limits: Limits::default(),
     }
-}
-
-/// A moment beyond every shard's deadline. The clock starts with the process, so it may be too young for it still.
-fn long_ago() -> u64 {
-    while monotonic_ms() <= SHARD_DEADLINE_MS {
-        std::thread::yield_now();
-    }
-    0
 }
 
 fn metrics(shards: usize) -> Arc<Metrics> {

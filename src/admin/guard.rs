@@ -411,7 +411,10 @@ impl Front {
             write_all(&stream, &bytes).await?;
             SockRef::from(&stream).shutdown(Shutdown::Write)
         });
-        match written.await {
+        let written = written.await;
+        let micros = monotonic_ms().saturating_sub(started_ms) * 1000;
+        self.metrics.http_request(name, route, status, micros);
+        match written {
             Ok(Ok(())) => drop(timeout(LINGER, drain(&stream)).await),
             Ok(Err(error)) => tracing::debug!(server = name, path = route, %error, "http client left its answer"),
             Err(_) => {
@@ -420,8 +423,6 @@ impl Front {
                 stream.set_zero_linger().ok();
             }
         }
-        let micros = monotonic_ms().saturating_sub(started_ms) * 1000;
-        self.metrics.http_request(name, route, status, micros);
     }
 }
 

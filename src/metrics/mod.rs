@@ -32,6 +32,10 @@ pub use topics::{THREAD_IDLE_MS, TopicMetrics};
 /// How long a cached provider's answer serves, in milliseconds.
 const PROVIDER_CACHE_MS: u64 = 1000;
 
+/// What every shard moves by merely running; the rest is announced by the parts that count it.
+const SHARD_METRICS: &[Metric] =
+    &[Metric::ActiveSessions, Metric::SessionsCreated, Metric::SessionsDisconnected, Metric::ShardSessions];
+
 /// What runs here.
 #[derive(Debug, Clone)]
 pub struct BuildInfo {
@@ -107,13 +111,12 @@ impl Metrics {
             announced: Metric::ALL.iter().map(|_| AtomicBool::new(false)).collect(),
             options,
         };
+        metrics.announce(&[Metric::Panics]);
         if metrics.options.shards > 0 {
-            metrics.announce(&[
-                Metric::ActiveSessions,
-                Metric::SessionsCreated,
-                Metric::SessionsDisconnected,
-                Metric::ShardSessions,
-            ]);
+            metrics.announce(SHARD_METRICS);
+        }
+        if metrics.options.jemalloc {
+            metrics.announce(process::JEMALLOC_METRICS);
         }
         Arc::new(metrics)
     }

@@ -91,21 +91,20 @@ fn open_fds() -> Option<u64> {
     known.or_else(|| Some(fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1) as u64))
 }
 
+/// What [`collect_jemalloc`] writes.
+pub(super) const JEMALLOC_METRICS: &[Metric] =
+    &[Metric::JemallocAllocated, Metric::JemallocActive, Metric::JemallocResident, Metric::JemallocRetained];
+
 /// The allocator's own numbers; nothing when it does not answer.
 pub(super) fn collect_jemalloc(sheet: &mut Sheet) {
     // The numbers are those of the last epoch, so it is advanced first.
     if epoch::advance().is_err() {
         return;
     }
-    let gauges = [
-        (Metric::JemallocAllocated, stats::allocated::read()),
-        (Metric::JemallocActive, stats::active::read()),
-        (Metric::JemallocResident, stats::resident::read()),
-        (Metric::JemallocRetained, stats::retained::read()),
-    ];
-    for (metric, value) in gauges {
+    let values = [stats::allocated::read(), stats::active::read(), stats::resident::read(), stats::retained::read()];
+    for (metric, value) in JEMALLOC_METRICS.iter().zip(values) {
         if let Ok(bytes) = value {
-            sheet.sample(metric, &[], bytes as f64);
+            sheet.sample(*metric, &[], bytes as f64);
         }
     }
 }
