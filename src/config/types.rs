@@ -4,7 +4,7 @@ use std::fmt;
 use std::num::{NonZeroU16, NonZeroU32};
 use std::str::FromStr;
 
-use tracing_subscriber::EnvFilter;
+use crate::log::Levels;
 
 /// A text that is used but never shown: its `Debug` form says nothing.
 #[derive(Clone, PartialEq, Eq)]
@@ -216,7 +216,7 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// Directives for `tracing`'s `EnvFilter`, known to parse.
+/// Levels of the log, for all and by module, known to parse.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogFilter(String);
 
@@ -238,14 +238,9 @@ impl LogFilter {
 impl FromStr for LogFilter {
     type Err = NotALogFilter;
 
-    /// A bare word must be a level: `EnvFilter` would take a mistyped one for a module and log nothing.
     fn from_str(text: &str) -> Result<Self, NotALogFilter> {
-        // Levels may be written in any case; modules may not, so only the test uses lower case.
-        let lower = text.trim().to_ascii_lowercase();
-        let is_level = |word: &str| word == "off" || Self::LEVELS.contains(&word);
-        let is_directive = |directive: &str| is_level(directive.rsplit('=').next().unwrap_or_default().trim());
-        let is_legal = lower.split(',').all(is_directive) && EnvFilter::try_new(text.trim()).is_ok();
-        if is_legal { Ok(Self(text.trim().to_owned())) } else { Err(NotALogFilter) }
+        let text = text.trim();
+        text.parse::<Levels>().map(|_| Self(text.to_owned())).map_err(|_| NotALogFilter)
     }
 }
 

@@ -125,7 +125,7 @@ fn unreadable(shard: &mut Shard, key: SessionKey, code: u8, payload: &[u8], erro
         return unsupported(shard, key);
     }
     match code {
-        client::LeaveChannel::CODE if payload.is_empty() => {
+        LeaveChannel::CODE if payload.is_empty() => {
             let whichever = LeaveChannel { channel_id: ChannelId(0), subchannel_id: None, permanent: Tail(None) };
             return channels::leave_channel(shard, key, &whichever);
         }

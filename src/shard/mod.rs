@@ -42,7 +42,7 @@ use crate::metrics::{DecodeError, Metrics, RateLimit, ShardMetrics};
 use crate::net::{Admission, CloseReason};
 use crate::passwords::{HashJob, HashOutcome, Passwords};
 use crate::store::{Answer, Channel, Command, Event, Outcome, Query, Refusal, Store, Submission, Ticket};
-use crate::wire::frame::{self, Frame};
+use crate::wire::frame::Frame;
 use crate::wire::server::{self, Disconnect};
 use crate::wire::{ErrorCode, FrameError, ServerMessage, client};
 

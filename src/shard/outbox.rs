@@ -113,9 +113,10 @@ impl Encoder {
 
 /// Empties a chunk in place when nobody else holds it and it is of ordinary size, else starts a new one.
 fn renew(chunk: &mut Chunk) {
-    match Rc::get_mut(chunk) {
-        Some(bytes) if bytes.get_mut().capacity() <= 4 * CHUNK_BYTES => bytes.get_mut().clear(),
-        _ => *chunk = Chunk::default(),
+    let alone = Rc::get_mut(chunk).map(RefCell::get_mut).filter(|bytes| bytes.capacity() <= 4 * CHUNK_BYTES);
+    match alone {
+        Some(bytes) => bytes.clear(),
+        None => *chunk = Chunk::default(),
     }
 }
 
@@ -191,9 +192,8 @@ impl Outbox {
         if self.spilled_bytes() > bytes_max {
             return Err(SlowConsumer);
         }
-        match self.segments.last_mut() {
-            Some(last) if last.extend(segment) => {}
-            _ => self.segments.push(segment.clone()),
+        if !self.segments.last_mut().is_some_and(|last| last.extend(segment)) {
+            self.segments.push(segment.clone());
         }
         Ok(())
     }

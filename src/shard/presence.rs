@@ -251,9 +251,8 @@ impl Run {
         };
         // A stored nickname longer than a frame field cannot be shown; its owner stays invisible.
         let Ok(segment) = encoder.encode(Class::Plain, &frame.into()) else { return };
-        match self.0.last_mut() {
-            Some(last) if last.extend(&segment) => {}
-            _ => self.0.push(segment),
+        if !self.0.last_mut().is_some_and(|last| last.extend(&segment)) {
+            self.0.push(segment);
         }
     }
 }

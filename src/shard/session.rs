@@ -12,7 +12,7 @@ use crate::store::{Actor, FLAG_ADMIN, Name};
 use crate::wire::frame::PeerVersion;
 
 /// A session's place in its shard. Only meaningful while the session lives; a [`super::token`] also says which one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionKey(pub u32);
 
 /// A client. An idle one fits the budget of 1 KiB with everything around it, so what only busy sessions need is boxed.
