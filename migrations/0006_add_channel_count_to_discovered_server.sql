@@ -1,0 +1,1 @@
+ALTER TABLE DiscoveredServer ADD COLUMN channel_count INTEGER NOT NULL DEFAULT 0;

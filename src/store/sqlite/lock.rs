@@ -1,0 +1,98 @@
+//! One server per database file.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+/// Held as long as a server works on a database; the file `<db>.lock` names the holder's process id.
+///
+/// The lock is a file beside the database, because a lock on the database itself would keep out the operator's
+/// `sqlite3` as well. The operating system releases it when the process dies, whatever is left on disk. Must be dropped
+/// after the connections it protects.
+#[derive(Debug)]
+pub struct DatabaseLock {
+    path: PathBuf,
+    file: File,
+}
+
+/// Why the lock could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    #[error("it is in use by another server{}", .pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default())]
+    Held { pid: Option<u32> },
+    #[error("cannot lock {}: {source}", .path.display())]
+    Io { path: PathBuf, source: io::Error },
+}
+
+impl DatabaseLock {
+    /// Takes the lock of the database at `database`, or fails at once.
+    ///
+    /// # Errors
+    /// [`LockError::Held`] while another process, or another caller in this one, holds it.
+    pub fn take(database: &Path) -> Result<Self, LockError> {
+        let path = beside(database, ".lock");
+        loop {
+            match try_take(&path) {
+                Ok(Some(file)) => return Ok(Self { path, file }.signed()),
+                Ok(None) => (),
+                Err(TryLockError::WouldBlock) => return Err(LockError::Held { pid: holder(&path) }),
+                Err(TryLockError::Error(source)) => return Err(LockError::Io { path, source }),
+            }
+        }
+    }
+
+    fn signed(self) -> Self {
+        let signature = format!("{}\n", std::process::id());
+        let written = self.file.set_len(0).and_then(|()| (&self.file).write_all(signature.as_bytes()));
+        if let Err(error) = written {
+            tracing::warn!(path = %self.path.display(), %error, "cannot write the process id into the lock file");
+        }
+        self
+    }
+}
+
+impl Drop for DatabaseLock {
+    /// Removes the file while it is still locked; whoever opened it in the meantime notices in `try_take`.
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the lock file");
+        }
+    }
+}
+
+/// `path` with `suffix` added to its file name, as SQLite names its side files.
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// None: the holder removed the file between our opening and our locking it, so the lock we got protects nothing.
+fn try_take(path: &Path) -> Result<Option<File>, TryLockError> {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o640)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
+        .map_err(TryLockError::Error)?;
+    file.try_lock()?;
+    let is_current = is_at(&file, path).map_err(TryLockError::Error)?;
+    Ok(is_current.then_some(file))
+}
+
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let ours = file.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(found) => Ok((found.dev(), found.ino()) == (ours.dev(), ours.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn holder(path: &Path) -> Option<u32> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
