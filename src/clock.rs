@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::sync::OnceLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -21,11 +21,15 @@ pub fn wall_ms() -> i64 {
 
 /// Milliseconds since the first call in this process; never goes back, so durations are measured with it.
 pub fn monotonic_ms() -> u64 {
+    u64::try_from(monotonic().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Time since the first call in this process, as [`monotonic_ms`], in full precision.
+pub fn monotonic() -> Duration {
     #[expect(clippy::disallowed_methods, reason = "this file is the one place that asks for the time")]
     let now = Instant::now();
     static START: OnceLock<Instant> = OnceLock::new();
-    let elapsed = now.saturating_duration_since(*START.get_or_init(|| now));
-    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
+    now.saturating_duration_since(*START.get_or_init(|| now))
 }
 
 /// The system's time zone (`TZ`, else `/etc/localtime`, else UTC), read once: a later lookup could touch the disk.

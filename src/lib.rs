@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod cli;
+pub mod client;
 pub mod clock;
 pub mod config;
 pub mod handlers;
@@ -11,6 +12,7 @@ pub mod log;
 pub mod metrics;
 pub mod net;
 pub mod passwords;
+pub mod server;
 pub mod shard;
 pub mod store;
 pub mod supervise;

@@ -4,8 +4,14 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use superchat::cli::{self, Command, Stop};
+use superchat::cli::{self, Command, FrameCommand, Input, Stop};
 use superchat::config::{self, Environment, Flags};
+use superchat::wire::json::{JsonError, decode_line, encode_line};
+use superchat::{client, server};
+
+/// Its sampling finds out what holds memory, in production too.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 const FAILED: u8 = 1;
 const WRONG_USAGE: u8 = 2;
@@ -23,7 +29,73 @@ fn run(command: &Command) -> ExitCode {
         Command::CheckConfig(flags) => check_config(&flags.flags()),
         Command::ConfigExample { markdown: true } => print(&config::markdown()),
         Command::ConfigExample { markdown: false } => print(&config::example()),
-        _ => complain("this build only knows check-config and config-example", FAILED),
+        Command::Serve(flags) => serve(&flags.flags()),
+        Command::Health { flags, ready } => health(&flags.flags(), *ready),
+        Command::Frame(FrameCommand::Decode { hex }) => translate(hex, |line| decode_line(line).map(|json| json.to_string())),
+        Command::Frame(FrameCommand::Encode { json }) => translate(json, encode_line),
+        Command::Channels(connection) => answer(client::channels(connection)),
+        Command::Tail { channel, thread, connection } => answer(client::tail(channel, *thread, connection)),
+        Command::Post { channel, text, connection } => answer(client::post(channel, text, connection)),
+    }
+}
+
+fn serve(flags: &Flags) -> ExitCode {
+    let environment = Environment::of_process();
+    let mut loaded = match config::load(&environment, flags) {
+        Ok(loaded) => loaded,
+        Err(error) => return complain(&error.to_string(), WRONG_USAGE),
+    };
+    loaded.write_missing_file();
+    match server::serve(&loaded, &environment) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => complain(&error.to_string(), FAILED),
+    }
+}
+
+/// Asks the running server by the address that its configuration names.
+fn health(flags: &Flags, ready: bool) -> ExitCode {
+    let loaded = match config::load(&Environment::of_process(), flags) {
+        Ok(loaded) => loaded,
+        Err(error) => return complain(&error.to_string(), WRONG_USAGE),
+    };
+    let Some(address) = loaded.settings.admin.metrics_listen else {
+        return complain("metrics_listen is off: there is nobody to ask", FAILED);
+    };
+    match superchat::admin::health::check(address, ready) {
+        Ok(line) => print(&format!("{line}\n")),
+        Err(line) => complain(&line, FAILED),
+    }
+}
+
+/// One line of output per line of input; a line that cannot be translated is told on standard error, and the rest goes on.
+fn translate(input: &Input, line: impl Fn(&str) -> Result<String, JsonError>) -> ExitCode {
+    let lines: Box<dyn Iterator<Item = io::Result<String>>> = match input {
+        Input::Text(text) => Box::new(text.lines().map(|line| Ok(line.to_owned())).collect::<Vec<_>>().into_iter()),
+        Input::Stdin => Box::new(io::stdin().lines()),
+    };
+    let mut code = ExitCode::SUCCESS;
+    for text in lines {
+        let translated = match text {
+            Ok(text) if text.trim().is_empty() => continue,
+            Ok(text) => line(&text).map_err(|error| error.to_string()),
+            Err(error) => return complain(&format!("cannot read: {error}"), FAILED),
+        };
+        match translated {
+            Ok(text) => {
+                if print(&format!("{text}\n")) != ExitCode::SUCCESS {
+                    return ExitCode::from(FAILED);
+                }
+            }
+            Err(error) => code = complain(&error, FAILED),
+        }
+    }
+    code
+}
+
+fn answer(outcome: Result<(), client::ClientError>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => complain(&error.to_string(), FAILED),
     }
 }
 

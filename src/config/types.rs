@@ -229,6 +229,11 @@ impl LogFilter {
         Self("info".to_owned())
     }
 
+    /// As the log takes it.
+    pub fn levels(&self) -> Levels {
+        self.0.parse().unwrap_or_default()
+    }
+
     /// The directives, such as `info,superchat::net=debug`.
     pub fn as_str(&self) -> &str {
         &self.0

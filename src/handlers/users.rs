@@ -156,7 +156,7 @@ pub fn update_read_state(shard: &mut Shard, key: SessionKey, request: &client::U
 /// LIST_SERVERS: this server first. Off, the list is empty.
 pub fn list_servers(shard: &mut Shard, key: SessionKey, _request: &client::ListServers) {
     let directory = shard.settings.directory.clone();
-    let sessions: u64 = shard.metrics.global().shards().iter().map(crate::metrics::ShardMetrics::sessions).sum();
+    let sessions = shard.metrics.global().sessions();
     let own = ServerEntry {
         hostname: directory.hostname.as_bytes(),
         port: directory.port,

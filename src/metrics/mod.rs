@@ -139,6 +139,17 @@ impl Metrics {
         &self.shards
     }
 
+    /// Sessions open now, on all shards.
+    pub fn sessions(&self) -> u64 {
+        self.session_counts().0
+    }
+
+    /// Sessions open now, begun since the start, and ended since then.
+    pub fn session_counts(&self) -> (u64, u64, u64) {
+        let (opened, closed) = self.shards.iter().map(ShardMetrics::opened_and_closed).fold((0, 0), |sum, shard| (sum.0 + shard.0, sum.1 + shard.1));
+        (opened.saturating_sub(closed), opened, closed)
+    }
+
     /// What runs here.
     pub fn build(&self) -> &BuildInfo {
         &self.options.build

@@ -154,6 +154,11 @@ impl ShardMetrics {
         self.tick_due_ms.store(next_ms, Ordering::Relaxed);
     }
 
+    /// Sessions begun and sessions ended.
+    pub(super) fn opened_and_closed(&self) -> (u64, u64) {
+        (self.opened.get(), self.closed.get())
+    }
+
     /// Sessions open now.
     pub fn sessions(&self) -> u64 {
         self.opened.get().saturating_sub(self.closed.get())

@@ -1,6 +1,7 @@
 //! What a session may expect of any way in: a peer's address, a place within its limits, a reason when it ends.
 
 pub mod acceptor;
+pub mod backlog;
 pub mod tcp;
 
 use std::collections::HashMap;

@@ -65,6 +65,11 @@ pub const OWN: &[Migration] = series! { "migrations/own/":
     2 "origin"            "0002_origin.sql"            ["scd_origin"]
     3 "message_roots"     "0003_message_roots.sql"     ["scd_message_roots"]
     4 "unrooted_messages" "0004_unrooted_messages.sql" ["scd_unrooted_messages"]
+    5 "message_threads"   "0005_message_threads.sql"   ["scd_message_threads"]
+    6 "message_places"    "0006_message_places.sql"    ["scd_message_places"]
+    7 "message_versions"  "0007_message_versions.sql"  ["scd_message_versions"]
+    8 "nickname_nocase"   "0008_nickname_nocase.sql"   ["scd_user_nickname_nocase", "scd_login_alias_nocase"]
+    9 "probe"             "0009_probe.sql"             ["scd_probe"]
 };
 
 /// Which of the two series a migration belongs to, and with that, where it is recorded.

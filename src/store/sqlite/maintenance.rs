@@ -1,0 +1,276 @@
+//! What keeps the file small and whole while the server runs: checkpoints beside the writer, the repair of old rows, and
+//! clean-up by age (BEHAVIOUR.md 8.7). Rows are changed in small batches through the writer's queue, one at a time, so
+//! that posts never wait for more than one of them.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, params};
+
+use super::lock::beside;
+use super::open::{OpenError, Origin};
+use super::queue::Queue;
+use super::repair::repair_thread_roots;
+use super::row;
+use super::writer::{Job, Task, Work};
+use super::{Clock, Observe, Retention};
+
+/// How often sizes are looked at.
+const TICK: Duration = Duration::from_secs(1);
+
+/// A log this large is worth a checkpoint.
+const WAL_BYTES_CHECKPOINT: u64 = 4 << 20;
+
+/// Rows changed in one transaction: some milliseconds of the writer's time.
+const BATCH: usize = 200;
+
+const HOUR_MS: i64 = 3_600_000;
+const READ_STATE_DAYS: i64 = 90;
+const INVITE_DAYS: i64 = 30;
+const DISCOVERED_SERVER_DAYS: i64 = 7;
+
+pub(super) struct Maintenance {
+    pub(super) conn: Connection,
+    pub(super) path: PathBuf,
+    pub(super) queue: Arc<Queue<Job>>,
+    /// Disconnected when it is time to stop.
+    pub(super) stop: Receiver<()>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) observe: Arc<dyn Observe>,
+    pub(super) repaired: Arc<AtomicBool>,
+    pub(super) retention: Retention,
+    pub(super) origin: Origin,
+}
+
+/// Work that goes on batch by batch until it finds nothing more to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Chore {
+    RepairRoots,
+    CleanMessages { cleaned: usize },
+    ForgetReadStates,
+    Prune,
+}
+
+/// Whether old messages go (BEHAVIOUR.md 8.3, point 11).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cleaning {
+    Now,
+    /// The operator agreed; one interval is left to think again.
+    AfterAnInterval,
+    /// Not before the operator says so.
+    Unasked,
+    Never,
+}
+
+/// A connection of its own, because a checkpoint on the writer's would hold up posts.
+pub(super) fn connect(path: &std::path::Path) -> Result<Connection, OpenError> {
+    let failed = |source| OpenError::Sqlite { path: path.to_owned(), source };
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let conn = Connection::open_with_flags(path, flags).map_err(failed)?;
+    conn.pragma_update(None, "wal_autocheckpoint", 0).map_err(failed)?;
+    Ok(conn)
+}
+
+impl Maintenance {
+    /// Works until told to stop.
+    pub(super) fn run(self) {
+        let cleaning = cleaning(self.retention.enforce, self.origin);
+        self.announce(cleaning);
+        let interval = self.retention.interval.max(TICK);
+        let mut chores = VecDeque::from([Chore::RepairRoots, Chore::ForgetReadStates, Chore::Prune]);
+        if cleaning == Cleaning::Now {
+            chores.push_back(Chore::CleanMessages { cleaned: 0 });
+        }
+        let mut looked_at = None;
+        let mut cleaned_at = self.clock.monotonic();
+        while !self.is_stopped(if chores.is_empty() { TICK } else { Duration::ZERO }) {
+            let now = self.clock.monotonic();
+            if looked_at.is_none_or(|at| now.saturating_sub(at) >= TICK) {
+                looked_at = Some(now);
+                self.look_after_sizes();
+            }
+            if now.saturating_sub(cleaned_at) >= interval {
+                cleaned_at = now;
+                chores.extend([Chore::RepairRoots, Chore::ForgetReadStates, Chore::Prune]);
+                if matches!(cleaning, Cleaning::Now | Cleaning::AfterAnInterval) {
+                    chores.push_back(Chore::CleanMessages { cleaned: 0 });
+                }
+            }
+            if let Some(chore) = chores.pop_front()
+                && let Some(rest) = self.advance(chore)
+            {
+                chores.push_front(rest);
+            }
+        }
+    }
+
+    fn is_stopped(&self, patience: Duration) -> bool {
+        self.stop.recv_timeout(patience) == Err(RecvTimeoutError::Disconnected)
+    }
+
+    fn look_after_sizes(&self) {
+        let size = |path: &std::path::Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+        let wal = size(&beside(&self.path, "-wal"));
+        self.observe.sizes(size(&self.path), wal);
+        if wal <= WAL_BYTES_CHECKPOINT {
+            return;
+        }
+        // Takes what readers and writer leave free; what they do not, the next one does.
+        if let Err(error) = self.conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
+            tracing::warn!(%error, "cannot bring the log into the database");
+        }
+    }
+
+    /// One batch of a chore; what is left to do of it.
+    fn advance(&self, chore: Chore) -> Option<Chore> {
+        let changed = match self.write(chore.work())? {
+            Ok(changed) => changed,
+            // Reported by the writer; the next round tries again.
+            Err(_) => return None,
+        };
+        match chore {
+            Chore::RepairRoots if changed < BATCH => {
+                self.repaired.store(true, Ordering::Release);
+                None
+            }
+            Chore::CleanMessages { cleaned } => {
+                let cleaned = cleaned + changed;
+                if changed == 0 && cleaned > 0 {
+                    tracing::info!("Cleaned up {cleaned} expired messages");
+                }
+                (changed > 0).then_some(Chore::CleanMessages { cleaned })
+            }
+            other => (changed > 0).then_some(other),
+        }
+    }
+
+    /// `None` when the writer is gone.
+    fn write(&self, work: Work) -> Option<Result<usize, crate::store::Refusal>> {
+        let (done, result) = sync_channel(1);
+        self.queue.push_reserved(Job::Task(Task { work, done })).ok()?;
+        result.recv().ok()
+    }
+
+    /// Tells what a clean-up would take from a file that is not of our making.
+    fn announce(&self, cleaning: Cleaning) {
+        if !matches!(cleaning, Cleaning::AfterAnInterval | Cleaning::Unasked) {
+            return;
+        }
+        match (expired(&self.conn, self.clock.wall_ms()), cleaning) {
+            (Ok(0), _) => (),
+            (Ok(messages), Cleaning::AfterAnInterval) => {
+                let minutes = self.retention.interval.as_secs() / 60;
+                tracing::warn!(messages, minutes, "messages older than their channels keep them will be removed");
+            }
+            (Ok(messages), _) => tracing::warn!(
+                messages,
+                "messages are older than their channels keep them; set [retention] enforce to true to have them removed"
+            ),
+            (Err(error), _) => tracing::warn!(%error, "cannot count the messages that have expired"),
+        }
+    }
+}
+
+fn cleaning(enforce: Option<bool>, origin: Origin) -> Cleaning {
+    match (enforce, origin) {
+        (Some(false), _) => Cleaning::Never,
+        (_, Origin::Created { .. }) => Cleaning::Now,
+        (Some(true), Origin::Adopted { .. }) => Cleaning::AfterAnInterval,
+        (None, Origin::Adopted { .. }) => Cleaning::Unasked,
+    }
+}
+
+impl Chore {
+    fn work(self) -> Work {
+        match self {
+            Self::RepairRoots => Box::new(|conn, _| repair_thread_roots(conn, BATCH)),
+            Self::CleanMessages { .. } => Box::new(|conn, now| clean_messages(conn, now, BATCH)),
+            Self::ForgetReadStates => Box::new(|conn, now| forget_read_states(conn, now, BATCH)),
+            Self::Prune => Box::new(prune),
+        }
+    }
+}
+
+/// Removes at most about `budget` messages of threads whose root is older than its channel keeps it, whatever the age of
+/// the replies. The newest replies of a thread go first, so that no single deletion has a large family.
+fn clean_messages(conn: &Connection, now: i64, budget: usize) -> rusqlite::Result<usize> {
+    let channels = row::all(
+        conn,
+        "SELECT id, message_retention_hours FROM Channel WHERE message_retention_hours > 0",
+        [],
+        |row| Ok((row::number(row, 0)?, row::number(row, 1)?)),
+    )?;
+    let mut removed = 0;
+    for (channel, hours) in channels {
+        let oldest_kept = now.saturating_sub(hours.saturating_mul(HOUR_MS));
+        while removed < budget
+            && let Some(root) = expired_root(conn, channel, oldest_kept)?
+        {
+            removed += remove_from_thread(conn, root, budget - removed)?;
+        }
+    }
+    Ok(removed)
+}
+
+fn expired_root(conn: &Connection, channel: i64, oldest_kept: i64) -> rusqlite::Result<Option<i64>> {
+    row::first(
+        conn,
+        "SELECT id FROM Message INDEXED BY scd_message_places
+         WHERE COALESCE(subchannel_id, channel_id) = ?1 AND created_at < ?2 AND parent_id IS NULL LIMIT 1",
+        [channel, oldest_kept],
+        |row| row::number(row, 0),
+    )
+}
+
+fn remove_from_thread(conn: &Connection, root: i64, budget: usize) -> rusqlite::Result<usize> {
+    let replies = row::execute(
+        conn,
+        "DELETE FROM Message WHERE id IN (
+             SELECT id FROM Message INDEXED BY idx_messages_thread_root
+             WHERE thread_root_id = ?1 AND id <> ?1 ORDER BY id DESC LIMIT ?2)",
+        params![root, i64::try_from(budget).unwrap_or(i64::MAX)],
+    )?;
+    if replies == budget {
+        return Ok(replies);
+    }
+    Ok(replies + row::execute(conn, "DELETE FROM Message WHERE id = ?1", [root])?)
+}
+
+/// How many messages a clean-up would remove.
+fn expired(conn: &Connection, now: i64) -> rusqlite::Result<i64> {
+    conn.query_row(
+        "SELECT count(*) FROM Channel AS c
+         CROSS JOIN Message AS root INDEXED BY scd_message_places
+             ON COALESCE(root.subchannel_id, root.channel_id) = c.id
+            AND root.created_at < ?1 - c.message_retention_hours * ?2
+            AND root.parent_id IS NULL
+         CROSS JOIN Message AS m ON m.thread_root_id = root.id
+         WHERE c.message_retention_hours > 0",
+        [now, HOUR_MS],
+        |row| row.get(0),
+    )
+}
+
+fn forget_read_states(conn: &Connection, now: i64, budget: usize) -> rusqlite::Result<usize> {
+    row::execute(
+        conn,
+        "DELETE FROM UserChannelState WHERE rowid IN (SELECT rowid FROM UserChannelState WHERE updated_at < ?1 LIMIT ?2)",
+        params![days_before(now, READ_STATE_DAYS) / 1000, i64::try_from(budget).unwrap_or(i64::MAX)],
+    )
+}
+
+/// Invitations nobody answered and servers nobody hears of any more: small tables, done at once.
+fn prune(conn: &Connection, now: i64) -> rusqlite::Result<usize> {
+    row::execute(conn, "DELETE FROM DMInvite WHERE created_at < ?1", [days_before(now, INVITE_DAYS)])?;
+    let oldest_heard = days_before(now, DISCOVERED_SERVER_DAYS);
+    row::execute(conn, "DELETE FROM DiscoveredServer WHERE last_heartbeat < ?1", [oldest_heard])?;
+    Ok(0)
+}
+
+fn days_before(now: i64, days: i64) -> i64 {
+    now.saturating_sub(days * 24 * HOUR_MS)
+}

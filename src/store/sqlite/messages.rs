@@ -1,0 +1,473 @@
+//! Messages: posting, editing, deleting (BEHAVIOUR.md 2.13 to 2.15), and the lists of 2.12.
+
+use bytes::Bytes;
+use rusqlite::{Connection, Row, params};
+
+use super::row::{self, FOREIGN_KEY, Failure, Text};
+use super::thread::{self, Bone, Placed};
+use super::writer::Scope;
+use crate::ids::{ChannelId, MessageId, UserId};
+use crate::limits::THREAD_DEPTH_MAX;
+use crate::store::query::Cursor;
+use crate::store::{Actor, Author, Event, Message, Refusal};
+
+/// The largest id in use; 0 for none.
+pub(super) fn newest_id(conn: &Connection) -> rusqlite::Result<i64> {
+    row::first(conn, "SELECT max(id) FROM Message", [], |row| row::number(row, 0)).map(Option::unwrap_or_default)
+}
+
+// Writing.
+
+pub(super) fn post(
+    scope: &mut Scope<'_>,
+    author: &Actor,
+    channel: ChannelId,
+    parent: Option<MessageId>,
+    content: &Bytes,
+) -> Result<Event, Failure> {
+    let above = parent.map(|parent| root_for_reply(scope.conn, channel, parent)).transpose()?;
+    let id = MessageId::from_sql(scope.ids.next(scope.now).ok_or(Refusal::Database)?);
+    let thread_root = above.unwrap_or(id);
+    let insert = row::execute(
+        scope.conn,
+        "INSERT INTO Message
+             (id, channel_id, parent_id, thread_root_id, author_user_id, author_nickname, content, created_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        params![
+            id.as_sql(),
+            channel.as_sql(),
+            parent.map(MessageId::as_sql),
+            thread_root.as_sql(),
+            author.user.map(UserId::as_sql),
+            Text(&author.nickname),
+            Text(content),
+            scope.now,
+        ],
+    );
+    // Parent and root were just found, so a missing row can only be the channel's.
+    insert.map_err(row::constraint(FOREIGN_KEY, Refusal::ChannelNotFound))?;
+    Ok(Event::Posted(Message {
+        id,
+        channel,
+        parent,
+        thread_root,
+        author: live_author(author),
+        content: content.clone(),
+        created_at: scope.now,
+        edited_at: None,
+        reply_count: 0,
+    }))
+}
+
+fn live_author(actor: &Actor) -> Author {
+    let nickname = actor.nickname.clone();
+    match actor.user {
+        Some(user) => Author::Account { user, nickname, flags: actor.flags },
+        None => Author::Visitor { nickname },
+    }
+}
+
+/// The root of the thread that a reply to `parent` belongs to. Climbs for the depth, and where the stored root is missing.
+fn root_for_reply(conn: &Connection, channel: ChannelId, parent: MessageId) -> Result<MessageId, Failure> {
+    let found = row::first(
+        conn,
+        "WITH RECURSIVE up(id, parent_id, depth) AS (
+             SELECT id, parent_id, 1 FROM Message WHERE id = ?1
+             UNION ALL
+             SELECT above.id, above.parent_id, up.depth + 1
+             FROM up JOIN Message AS above ON above.id = up.parent_id
+             WHERE up.depth <= ?2
+         )
+         SELECT max(up.depth), COALESCE(root.id, up.id), COALESCE(parent.subchannel_id, parent.channel_id)
+         FROM up
+         JOIN Message AS parent ON parent.id = ?1
+         LEFT JOIN Message AS root ON root.id = parent.thread_root_id",
+        params![parent.as_sql(), THREAD_DEPTH_MAX],
+        |row| Ok((row::number(row, 0)?, row::number(row, 1)?, row::number(row, 2)?)),
+    )?;
+    match found {
+        Some((depth, root, place)) if depth > 0 && place == channel.as_sql() => match depth {
+            depth if depth > i64::from(THREAD_DEPTH_MAX) => Err(Refusal::ThreadTooDeep.into()),
+            _ => Ok(MessageId::from_sql(root)),
+        },
+        _ => Err(Refusal::MessageNotFound.into()),
+    }
+}
+
+/// The order of the checks is that of BEHAVIOUR.md 2.14; who takes no part in a DM learns nothing about its messages.
+pub(super) fn edit(
+    scope: &mut Scope<'_>,
+    editor: &Actor,
+    id: MessageId,
+    content: &Bytes,
+    sanitized: &Bytes,
+) -> Result<Event, Failure> {
+    let stored = find(scope.conn, id)?.ok_or(Refusal::MessageNotFound)?;
+    stored.admit(scope.conn, editor)?;
+    if stored.author.is_none() {
+        return Err(Refusal::AnonymousMessage.into());
+    }
+    let is_own = stored.is_own(scope, editor);
+    if !is_own && !editor.is_admin() {
+        return Err(Refusal::NotYours.into());
+    }
+    if stored.is_deleted {
+        return Err(Refusal::AlreadyDeleted.into());
+    }
+    let content = if stored.is_dm { content } else { sanitized };
+    if content.is_empty() {
+        return Err(Refusal::EmptyContent.into());
+    }
+    stored.keep_version(scope, "edited")?;
+    if !is_own {
+        stored.audit(scope, editor, "EDIT_MESSAGE")?;
+    }
+    row::execute(
+        scope.conn,
+        "UPDATE Message SET content = ?2, edited_at = ?3 WHERE id = ?1",
+        params![id.as_sql(), Text(content), scope.now],
+    )?;
+    Ok(Event::Edited {
+        message: id,
+        channel: stored.channel,
+        thread_root: stored.thread_root,
+        edited_at: scope.now,
+        content: content.clone(),
+    })
+}
+
+/// The order of the checks is that of BEHAVIOUR.md 2.15.
+pub(super) fn delete(scope: &mut Scope<'_>, actor: &Actor, id: MessageId) -> Result<Event, Failure> {
+    let stored = find(scope.conn, id)?.ok_or(Refusal::MessageNotFound)?;
+    stored.admit(scope.conn, actor)?;
+    if stored.is_deleted {
+        return Err(Refusal::AlreadyDeleted.into());
+    }
+    let is_own = stored.is_own(scope, actor);
+    if !is_own && !actor.is_admin() {
+        return Err(Refusal::NotYours.into());
+    }
+    stored.keep_version(scope, "deleted")?;
+    if !is_own {
+        stored.audit(scope, actor, "DELETE_MESSAGE")?;
+    }
+    let placeholder = placeholder(&actor.nickname);
+    row::execute(
+        scope.conn,
+        "UPDATE Message SET content = ?2, deleted_at = ?3 WHERE id = ?1",
+        params![id.as_sql(), Text(&placeholder), scope.now],
+    )?;
+    Ok(Event::Deleted {
+        message: id,
+        channel: stored.channel,
+        thread_root: stored.thread_root,
+        deleted_at: scope.now,
+        placeholder,
+    })
+}
+
+/// What stands in the place of a deleted message; clients look for its beginning.
+fn placeholder(nickname: &[u8]) -> Bytes {
+    [b"[deleted by ~", nickname, b"]"].concat().into()
+}
+
+/// What the rules about changing a message look at.
+struct Stored {
+    id: MessageId,
+    channel: ChannelId,
+    is_dm: bool,
+    thread_root: MessageId,
+    author: Option<UserId>,
+    nickname: Box<[u8]>,
+    content: Bytes,
+    is_deleted: bool,
+}
+
+fn find(conn: &Connection, id: MessageId) -> rusqlite::Result<Option<Stored>> {
+    row::first(
+        conn,
+        "SELECT COALESCE(m.subchannel_id, m.channel_id), c.is_dm, m.parent_id, m.thread_root_id, m.author_user_id,
+                m.author_nickname, m.content, m.deleted_at
+         FROM Message AS m LEFT JOIN Channel AS c ON c.id = COALESCE(m.subchannel_id, m.channel_id)
+         WHERE m.id = ?1",
+        [id.as_sql()],
+        |row| {
+            let parent = row::id(row, 2, MessageId::from_sql)?;
+            let recorded = row::id(row, 3, MessageId::from_sql)?;
+            Ok(Stored {
+                id,
+                channel: ChannelId::from_sql(row::number(row, 0)?),
+                is_dm: row::number(row, 1)? != 0,
+                thread_root: root(conn, id, parent, recorded)?,
+                author: row::id(row, 4, UserId::from_sql)?,
+                nickname: row::bytes(row, 5)?.into(),
+                content: Bytes::copy_from_slice(row::bytes(row, 6)?),
+                is_deleted: row::integer(row, 7)?.is_some(),
+            })
+        },
+    )
+}
+
+impl Stored {
+    /// Who takes part in a DM may act in it; nobody else may, admins included.
+    fn admit(&self, conn: &Connection, actor: &Actor) -> Result<(), Failure> {
+        let takes_part = !self.is_dm
+            || row::exists(
+                conn,
+                "SELECT 1 FROM ChannelParticipant
+                 WHERE channel_id = ?1
+                   AND CASE WHEN ?2 IS NULL THEN user_id IS NULL AND nickname = ?3 ELSE user_id = ?2 END",
+                params![self.channel.as_sql(), actor.user.map(UserId::as_sql), Text(&actor.nickname)],
+            )?;
+        if takes_part { Ok(()) } else { Err(Refusal::NotParticipant.into()) }
+    }
+
+    /// A visitor's message belongs to the session that wrote it and, outside DMs, to whoever has its name and address.
+    fn is_own(&self, scope: &Scope<'_>, actor: &Actor) -> bool {
+        if let Some(author) = self.author {
+            return actor.user == Some(author);
+        }
+        scope.visitors.is_session(self.id, actor)
+            || (!self.is_dm && *self.nickname == *actor.nickname && scope.visitors.is_address(self.id, actor))
+    }
+
+    /// Keeps the text as it was, for as long as the message is kept.
+    fn keep_version(&self, scope: &Scope<'_>, version_type: &str) -> rusqlite::Result<()> {
+        row::execute(
+            scope.conn,
+            "INSERT INTO MessageVersion (message_id, content, author_nickname, created_at, version_type)
+             VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![self.id.as_sql(), Text(&self.content), Text(&self.nickname), scope.now, version_type],
+        )
+        .map(drop)
+    }
+
+    fn audit(&self, scope: &Scope<'_>, admin: &Actor, action: &str) -> rusqlite::Result<()> {
+        row::execute(
+            scope.conn,
+            "INSERT INTO AdminAction (admin_nickname, action_type, target_type, target_id, target_identifier, details,
+                                      performed_at, ip_address)
+             VALUES (?1, ?2, 'message', ?3, ?4, ?5, ?6, ?7)",
+            params![
+                Text(&admin.nickname),
+                action,
+                self.id.as_sql(),
+                Text(&self.nickname),
+                format!("message_id={} channel_id={}", self.id, self.channel),
+                scope.now,
+                admin.address.to_canonical().to_string(),
+            ],
+        )
+        .map(drop)
+    }
+}
+
+/// The root of a message's thread. Old rows may lack it, then the parents lead to it (BEHAVIOUR.md 8.3, point 6).
+fn root(
+    conn: &Connection,
+    id: MessageId,
+    parent: Option<MessageId>,
+    recorded: Option<MessageId>,
+) -> rusqlite::Result<MessageId> {
+    match (parent, recorded) {
+        (None, _) => Ok(id),
+        (Some(_), Some(recorded)) => Ok(recorded),
+        (Some(_), None) => climb(conn, id),
+    }
+}
+
+/// The topmost message above `id` that exists; in a circle the smallest id.
+fn climb(conn: &Connection, id: MessageId) -> rusqlite::Result<MessageId> {
+    let top = row::first(
+        conn,
+        "WITH RECURSIVE up(id, parent_id) AS (
+             SELECT id, parent_id FROM Message WHERE id = ?1
+             UNION
+             SELECT above.id, above.parent_id FROM up JOIN Message AS above ON above.id = up.parent_id
+         )
+         SELECT COALESCE(
+             (SELECT id FROM up WHERE NOT EXISTS (SELECT 1 FROM Message AS above WHERE above.id = up.parent_id)),
+             (SELECT min(id) FROM up))",
+        [id.as_sql()],
+        |row| row::number(row, 0),
+    )?;
+    Ok(top.map_or(id, MessageId::from_sql))
+}
+
+// Reading.
+
+macro_rules! listed {
+    ($($rest:expr),+) => {
+        concat!(
+            "SELECT m.id, COALESCE(m.subchannel_id, m.channel_id), m.parent_id, m.thread_root_id, m.author_user_id,
+                    m.author_nickname, u.nickname, u.user_flags, m.content, m.created_at, m.edited_at, m.deleted_at,
+                    m.deleted_at IS NOT NULL AND EXISTS (
+                        SELECT 1 FROM MessageVersion AS v WHERE v.message_id = m.id AND v.version_type = 'deleted'), ",
+            $($rest),+
+        )
+    };
+}
+
+/// Live replies below `m`, whatever their depth.
+macro_rules! live_by_index {
+    () => {
+        "(SELECT count(*) FROM Message AS r INDEXED BY scd_message_threads
+          WHERE r.thread_root_id = m.id AND r.deleted_at IS NULL AND r.parent_id IS NOT NULL) AS replies"
+    };
+}
+
+/// The same for files whose old rows do not know their roots yet.
+macro_rules! live_by_parents {
+    () => {
+        "(WITH RECURSIVE below(id, deleted_at) AS (
+              SELECT id, deleted_at FROM Message WHERE parent_id = m.id
+              UNION
+              SELECT r.id, r.deleted_at FROM below JOIN Message AS r ON r.parent_id = below.id
+          ) SELECT count(*) FROM below WHERE deleted_at IS NULL) AS replies"
+    };
+}
+
+/// Equal keys of the index lie in the order of the ids, so no list is ever sorted.
+macro_rules! roots {
+    ($live:expr, $beyond:literal, $direction:literal) => {
+        listed!(
+            $live,
+            " FROM Message AS m INDEXED BY scd_message_roots LEFT JOIN User AS u ON u.id = m.author_user_id
+              WHERE COALESCE(m.subchannel_id, m.channel_id) = ?1 AND m.parent_id IS NULL AND m.id ",
+            $beyond,
+            " ?2 AND (m.deleted_at IS NULL OR replies > 0) ORDER BY m.id ",
+            $direction,
+            " LIMIT ?3"
+        )
+    };
+}
+
+const NEWEST_ROOTS: &str = roots!(live_by_index!(), "<", "DESC");
+const OLDEST_ROOTS: &str = roots!(live_by_index!(), ">", "ASC");
+const NEWEST_ROOTS_UNREPAIRED: &str = roots!(live_by_parents!(), "<", "DESC");
+const OLDEST_ROOTS_UNREPAIRED: &str = roots!(live_by_parents!(), ">", "ASC");
+
+const REPLY: &str = listed!("0 FROM Message AS m LEFT JOIN User AS u ON u.id = m.author_user_id WHERE m.id = ?1");
+
+const SKELETON: &str =
+    "SELECT id, parent_id, deleted_at FROM Message INDEXED BY scd_message_threads WHERE thread_root_id = ?1";
+
+/// Of the part below ?1, found by climbing down.
+const SKELETON_UNREPAIRED: &str = "
+    WITH RECURSIVE below(id, parent_id, deleted_at) AS (
+        SELECT id, parent_id, deleted_at FROM Message WHERE parent_id = ?1
+        UNION
+        SELECT r.id, r.parent_id, r.deleted_at FROM below JOIN Message AS r ON r.parent_id = below.id
+    ) SELECT id, parent_id, deleted_at FROM below";
+
+/// BEHAVIOUR.md 2.12, roots. `repaired`: every message knows its thread root.
+pub(super) fn roots(
+    conn: &Connection,
+    repaired: bool,
+    channel: ChannelId,
+    cursor: Cursor,
+    limit: u16,
+) -> rusqlite::Result<Vec<Message>> {
+    let (sql, bound) = match (cursor, repaired) {
+        (Cursor::None, true) => (NEWEST_ROOTS, i64::MAX),
+        (Cursor::None, false) => (NEWEST_ROOTS_UNREPAIRED, i64::MAX),
+        (Cursor::Before(id), true) => (NEWEST_ROOTS, id.as_sql()),
+        (Cursor::Before(id), false) => (NEWEST_ROOTS_UNREPAIRED, id.as_sql()),
+        (Cursor::After(id), true) => (OLDEST_ROOTS, id.as_sql()),
+        (Cursor::After(id), false) => (OLDEST_ROOTS_UNREPAIRED, id.as_sql()),
+    };
+    row::all(conn, sql, params![channel.as_sql(), bound, limit], |row| message(conn, row))
+}
+
+/// BEHAVIOUR.md 2.12, thread. `repaired`: every message knows its thread root.
+pub(super) fn thread(
+    conn: &Connection,
+    repaired: bool,
+    channel: ChannelId,
+    parent: MessageId,
+    cursor: Cursor,
+    limit: u16,
+) -> rusqlite::Result<Vec<Message>> {
+    let root = match thread_of(conn, parent)? {
+        Some((root, place)) if place == channel => root,
+        _ => return Ok(Vec::new()),
+    };
+    let bones = if repaired { skeleton(conn, SKELETON, root)? } else { skeleton(conn, SKELETON_UNREPAIRED, parent)? };
+    let page = thread::page(parent, parent == root, bones, cursor, limit.into());
+    let replies = page.into_iter().map(|placed| reply(conn, placed));
+    replies.filter_map(Result::transpose).collect()
+}
+
+/// The root of a message's thread, and the message's place.
+pub(super) fn thread_of(conn: &Connection, id: MessageId) -> rusqlite::Result<Option<(MessageId, ChannelId)>> {
+    row::first(
+        conn,
+        "SELECT parent_id, thread_root_id, COALESCE(subchannel_id, channel_id) FROM Message WHERE id = ?1",
+        [id.as_sql()],
+        |row| {
+            let parent = row::id(row, 0, MessageId::from_sql)?;
+            let recorded = row::id(row, 1, MessageId::from_sql)?;
+            Ok((root(conn, id, parent, recorded)?, ChannelId::from_sql(row::number(row, 2)?)))
+        },
+    )
+}
+
+fn skeleton(conn: &Connection, sql: &str, of: MessageId) -> rusqlite::Result<Vec<Bone>> {
+    row::all(conn, sql, [of.as_sql()], |row| {
+        Ok(Bone {
+            id: MessageId::from_sql(row::number(row, 0)?),
+            parent: row::id(row, 1, MessageId::from_sql)?,
+            deleted: row::integer(row, 2)?.is_some(),
+        })
+    })
+}
+
+fn reply(conn: &Connection, placed: Placed) -> rusqlite::Result<Option<Message>> {
+    let reply = row::first(conn, REPLY, [placed.id.as_sql()], |row| message(conn, row))?;
+    Ok(reply.map(|reply| Message { parent: Some(placed.parent), ..reply }))
+}
+
+/// Reads a row of [`listed`].
+fn message(conn: &Connection, row: &Row<'_>) -> rusqlite::Result<Message> {
+    let id = MessageId::from_sql(row::number(row, 0)?);
+    let parent = row::id(row, 2, MessageId::from_sql)?;
+    let recorded = row::id(row, 3, MessageId::from_sql)?;
+    let author = author(row)?;
+    let content = row::bytes(row, 8)?;
+    let is_deleted = row::integer(row, 11)?.is_some();
+    let holds_placeholder = row::number(row, 12)? != 0;
+    Ok(Message {
+        id,
+        channel: ChannelId::from_sql(row::number(row, 1)?),
+        parent,
+        thread_root: root(conn, id, parent, recorded)?,
+        // Rows deleted by older servers still hold the text that nobody is to see again.
+        content: match is_deleted && !holds_placeholder {
+            true => placeholder(nickname_of(&author, row::bytes(row, 5)?)),
+            false => Bytes::copy_from_slice(content),
+        },
+        author,
+        created_at: row::number(row, 9)?,
+        edited_at: row::integer(row, 10)?,
+        reply_count: u32::try_from(row::number(row, 13)?).unwrap_or(u32::MAX),
+    })
+}
+
+fn author(row: &Row<'_>) -> rusqlite::Result<Author> {
+    let nickname = row::bytes(row, 5)?;
+    let Some(user) = row::id(row, 4, UserId::from_sql)? else {
+        return Ok(if nickname.is_empty() { Author::System } else { Author::Visitor { nickname: nickname.into() } });
+    };
+    let current = row::name(row, 6)?;
+    if current.is_empty() {
+        return Ok(Author::MissingAccount { user });
+    }
+    Ok(Author::Account { user, nickname: current, flags: row::flags(row, 7)? })
+}
+
+fn nickname_of<'a>(author: &'a Author, posted_as: &'a [u8]) -> &'a [u8] {
+    match author {
+        Author::Account { nickname, .. } => nickname,
+        _ => posted_as,
+    }
+}

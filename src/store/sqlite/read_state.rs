@@ -1,0 +1,107 @@
+//! Read marks and unread counts (BEHAVIOUR.md 7). `last_read_at` is milliseconds, `updated_at` seconds.
+
+use rusqlite::{Connection, params};
+
+use super::row::{self, Failure};
+use super::writer::Scope;
+use crate::ids::{ChannelId, MessageId, UserId};
+use crate::limits::UNREAD_COUNT_MAX;
+use crate::store::Event;
+use crate::store::query::UnreadTarget;
+
+/// Read marks below can only be seconds.
+const SECONDS_BELOW: i64 = 100_000_000_000;
+
+/// Moves the mark forward. An unknown channel has no mark to move.
+pub(super) fn update(scope: &Scope<'_>, user: UserId, channel: ChannelId, at: i64) -> Result<Event, Failure> {
+    let mark = at.clamp(0, scope.now).max(mark(scope.conn, user, channel, scope.now)?);
+    row::execute(
+        scope.conn,
+        "INSERT INTO UserChannelState (user_id, channel_id, subchannel_id, last_read_at, updated_at)
+         SELECT User.id, Channel.id, 0, ?3, ?4 FROM User, Channel WHERE User.id = ?1 AND Channel.id = ?2
+         ON CONFLICT (user_id, channel_id, subchannel_id)
+         DO UPDATE SET last_read_at = excluded.last_read_at, updated_at = excluded.updated_at",
+        params![user.as_sql(), channel.as_sql(), mark, scope.now / 1000],
+    )?;
+    Ok(Event::ReadStateUpdated)
+}
+
+/// The stored mark in milliseconds, 0 for none. A subchannel may have two rows, of the two ways to address it; a mark in
+/// the future would hide what is still to come.
+fn mark(conn: &Connection, user: UserId, channel: ChannelId, now: i64) -> rusqlite::Result<i64> {
+    let marks = row::all(
+        conn,
+        "SELECT last_read_at FROM UserChannelState
+         WHERE user_id = ?1 AND (subchannel_id = ?2 OR (channel_id = ?2 AND subchannel_id = 0))",
+        params![user.as_sql(), channel.as_sql()],
+        |row| row::number(row, 0),
+    )?;
+    Ok(marks.into_iter().map(as_ms).max().unwrap_or(0).clamp(0, now))
+}
+
+fn as_ms(mark: i64) -> i64 {
+    if mark < SECONDS_BELOW { mark.saturating_mul(1000) } else { mark }
+}
+
+/// One count per target. Messages of `user` are left out; without `user` and `since` nothing is unread.
+pub(super) fn unread(
+    conn: &Connection,
+    user: Option<UserId>,
+    since: Option<i64>,
+    targets: &[UnreadTarget],
+    now: i64,
+) -> rusqlite::Result<Vec<u32>> {
+    let since = |channel| match (since, user) {
+        (Some(since), _) => Ok(Some(since)),
+        (None, Some(user)) => mark(conn, user, channel, now).map(Some),
+        (None, None) => Ok(None),
+    };
+    let count = |target: &UnreadTarget| {
+        let Some(channel) = target.channel else { return Ok(0) };
+        let Some(since) = since(channel)? else { return Ok(0) };
+        match target.thread {
+            None => unread_in_channel(conn, user, channel, since),
+            Some(thread) => unread_in_thread(conn, user, channel, thread, since),
+        }
+    };
+    targets.iter().map(count).collect()
+}
+
+/// Answered from the index alone.
+const UNREAD_IN_CHANNEL: &str = "
+    SELECT count(*) FROM (
+        SELECT 1 FROM Message INDEXED BY scd_message_places
+        WHERE COALESCE(subchannel_id, channel_id) = ?1 AND created_at > ?2 AND deleted_at IS NULL
+          AND (?3 IS NULL OR author_user_id IS NOT ?3)
+        LIMIT ?4)";
+
+/// A root of an old file may not know that it is its own.
+const UNREAD_IN_THREAD: &str = "
+    SELECT count(*) FROM (
+        SELECT 1 FROM (
+            SELECT * FROM Message INDEXED BY scd_message_threads WHERE thread_root_id = ?5 AND deleted_at IS NULL
+            UNION ALL
+            SELECT * FROM Message WHERE id = ?5 AND thread_root_id IS NULL AND deleted_at IS NULL)
+        WHERE COALESCE(subchannel_id, channel_id) = ?1 AND created_at > ?2
+          AND (?3 IS NULL OR author_user_id IS NOT ?3)
+        LIMIT ?4)";
+
+fn unread_in_channel(conn: &Connection, user: Option<UserId>, channel: ChannelId, since: i64) -> rusqlite::Result<u32> {
+    let params = params![channel.as_sql(), since, user.map(UserId::as_sql), UNREAD_COUNT_MAX];
+    row::first(conn, UNREAD_IN_CHANNEL, params, as_count).map(Option::unwrap_or_default)
+}
+
+fn unread_in_thread(
+    conn: &Connection,
+    user: Option<UserId>,
+    channel: ChannelId,
+    thread: MessageId,
+    since: i64,
+) -> rusqlite::Result<u32> {
+    let params = params![channel.as_sql(), since, user.map(UserId::as_sql), UNREAD_COUNT_MAX, thread.as_sql()];
+    row::first(conn, UNREAD_IN_THREAD, params, as_count).map(Option::unwrap_or_default)
+}
+
+fn as_count(row: &rusqlite::Row<'_>) -> rusqlite::Result<u32> {
+    row::number(row, 0).map(|count| u32::try_from(count).unwrap_or(UNREAD_COUNT_MAX))
+}

@@ -1,0 +1,142 @@
+//! Accounts: registering, signing in, renaming, passwords (BEHAVIOUR.md 2.1 to 2.4, 2.16), and finding them.
+//!
+//! A client salts its password with the nickname. The name in use when the password was set is therefore kept as a login
+//! alias while the account is called otherwise (D-08): one at most, because under the names between nobody can sign in.
+
+use rusqlite::{Connection, Row, params};
+
+use super::bans;
+use super::row::{self, Failure, Text};
+use super::writer::Scope;
+use crate::ids::UserId;
+use crate::store::{Account, Answer, Event, Name, Refusal};
+
+pub(super) fn register(scope: &Scope<'_>, nickname: &Name, password_hash: &str, flags: u8) -> Result<Event, Failure> {
+    if is_taken(scope.conn, nickname, None)? {
+        return Err(Refusal::NicknameTaken.into());
+    }
+    row::execute(
+        scope.conn,
+        "INSERT INTO User (nickname, user_flags, password_hash, created_at, last_seen) VALUES (?1, ?2, ?3, ?4, ?4)",
+        params![Text(nickname), flags, password_hash, scope.now],
+    )?;
+    let user = UserId::from_sql(scope.conn.last_insert_rowid());
+    Ok(Event::Registered { user, nickname: nickname.clone(), flags })
+}
+
+pub(super) fn sign_in(scope: &Scope<'_>, user: UserId, flags: u8) -> Result<Event, Failure> {
+    let changed = row::execute(
+        scope.conn,
+        "UPDATE User SET last_seen = ?2, user_flags = ?3 WHERE id = ?1",
+        params![user.as_sql(), scope.now, flags],
+    )?;
+    found(changed)?;
+    Ok(Event::SignedIn { user, flags })
+}
+
+pub(super) fn rename(scope: &Scope<'_>, user: UserId, nickname: &Name) -> Result<Event, Failure> {
+    if is_taken(scope.conn, nickname, Some(user))? {
+        return Err(Refusal::NicknameTaken.into());
+    }
+    // A rename to the name of the day leaves that name; a first one keeps it.
+    row::execute(
+        scope.conn,
+        "INSERT INTO scd_login_alias (login_name, user_id, created_at)
+         SELECT nickname, id, ?3 FROM User
+         WHERE id = ?1 AND nickname <> ?2 AND password_hash <> ''
+           AND NOT EXISTS (SELECT 1 FROM scd_login_alias WHERE user_id = ?1)",
+        params![user.as_sql(), Text(nickname), scope.now],
+    )?;
+    row::execute(
+        scope.conn,
+        "DELETE FROM scd_login_alias WHERE user_id = ?1 AND login_name = ?2",
+        params![user.as_sql(), Text(nickname)],
+    )?;
+    let changed = row::execute(
+        scope.conn,
+        "UPDATE User SET nickname = ?2 WHERE id = ?1",
+        params![user.as_sql(), Text(nickname)],
+    )?;
+    found(changed)?;
+    Ok(Event::Renamed { user, nickname: nickname.clone() })
+}
+
+pub(super) fn set_password(scope: &Scope<'_>, user: UserId, password_hash: Option<&str>) -> Result<Event, Failure> {
+    if password_hash.is_none() && !row::exists(scope.conn, "SELECT 1 FROM SSHKey WHERE user_id = ?1", [user.as_sql()])?
+    {
+        return Err(Refusal::NoSshKeys.into());
+    }
+    let changed = row::execute(
+        scope.conn,
+        "UPDATE User SET password_hash = ?2 WHERE id = ?1",
+        params![user.as_sql(), password_hash.unwrap_or_default()],
+    )?;
+    found(changed)?;
+    row::execute(scope.conn, "DELETE FROM scd_login_alias WHERE user_id = ?1", [user.as_sql()])?;
+    Ok(Event::PasswordSet { user })
+}
+
+fn found(rows: usize) -> Result<(), Refusal> {
+    if rows == 0 { Err(Refusal::UserNotFound) } else { Ok(()) }
+}
+
+/// Whether a name, in any case of its letters (D-63), is that of an account or an alias not belonging to `own`.
+fn is_taken(conn: &Connection, nickname: &Name, own: Option<UserId>) -> rusqlite::Result<bool> {
+    row::exists(
+        conn,
+        "SELECT 1 FROM User WHERE nickname = ?1 COLLATE NOCASE AND id IS NOT ?2
+         UNION ALL
+         SELECT 1 FROM scd_login_alias WHERE login_name = ?1 COLLATE NOCASE AND user_id IS NOT ?2",
+        params![Text(nickname), own.map(UserId::as_sql)],
+    )
+}
+
+/// Whether a former name still signs in to the account of the row.
+const HAS_ALIAS: &str = "EXISTS (SELECT 1 FROM scd_login_alias WHERE scd_login_alias.user_id = User.id)";
+
+/// An account by nickname, else by alias, and the ban that refuses it or the bare name.
+pub(super) fn by_nickname(conn: &Connection, nickname: &Name, now: i64) -> rusqlite::Result<Answer> {
+    let account = row::first(
+        conn,
+        &format!("SELECT id, nickname, user_flags, password_hash, 0, {HAS_ALIAS} FROM User WHERE nickname = ?1
+         UNION ALL
+         SELECT id, nickname, user_flags, password_hash, 1, {HAS_ALIAS}
+         FROM scd_login_alias JOIN User ON User.id = scd_login_alias.user_id WHERE login_name = ?1"),
+        [Text(nickname)],
+        account,
+    )?;
+    let ban = bans::refusing(conn, account.as_ref(), Some(nickname), now)?;
+    Ok(Answer::Account { account, ban })
+}
+
+/// An account by id, and the ban that refuses it.
+pub(super) fn by_id(conn: &Connection, user: UserId, now: i64) -> rusqlite::Result<Answer> {
+    let account = row::first(
+        conn,
+        &format!("SELECT id, nickname, user_flags, password_hash, 0, {HAS_ALIAS} FROM User WHERE id = ?1"),
+        [user.as_sql()],
+        account,
+    )?;
+    let ban = bans::refusing(conn, account.as_ref(), None, now)?;
+    Ok(Answer::Account { account, ban })
+}
+
+pub(super) fn list(conn: &Connection, limit: u16) -> rusqlite::Result<Vec<Account>> {
+    row::all(
+        conn,
+        &format!("SELECT id, nickname, user_flags, password_hash, 0, {HAS_ALIAS} FROM User ORDER BY nickname LIMIT ?1"),
+        [limit],
+        account,
+    )
+}
+
+fn account(row: &Row<'_>) -> rusqlite::Result<Account> {
+    Ok(Account {
+        id: UserId::from_sql(row::number(row, 0)?),
+        nickname: row::name(row, 1)?,
+        flags: row::flags(row, 2)?,
+        password_hash: String::from_utf8_lossy(row::bytes(row, 3)?).into(),
+        by_alias: row::number(row, 4)? != 0,
+        has_alias: row::number(row, 5)? != 0,
+    })
+}

@@ -1,0 +1,351 @@
+//! The writer thread: takes all that has gathered, applies it in one transaction, commits once, and only then says what
+//! became of it.
+//!
+//! What the rules refuse writes nothing and disturbs nobody. A transaction that the storage fails is taken back and tried
+//! again in halves, so that one command that can never be committed does not take others along; what still fails is
+//! answered with [`Refusal::Database`], and the next batch tries anew.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+use super::channels::{self, Table};
+use super::fault::{Fault, Throttle};
+use super::lock::{DatabaseLock, beside};
+use super::messages;
+use super::queue::{Queue, Taken};
+use super::row::{self, Failure};
+use super::snowflake::Snowflake;
+use super::visitors::Visitors;
+use super::{Clock, Observe, read_state, users};
+use crate::limits::{VISITOR_POSTS_REMEMBERED, WRITER_BATCH_MAX};
+use crate::store::{Actor, Batch, Channel, Command, Deliver, Event, Outcome, Refusal, Submission};
+
+/// How often the file is asked whether another program changed it.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A log this large is cut by the writer itself: the checkpoints beside it no longer keep up.
+const WAL_BYTES_MAX: u64 = 64 << 20;
+
+/// After this many failed transactions the rest of a batch is refused unseen: then it is not one command's fault, and a
+/// single such command in a full batch costs eleven.
+const FAILURES_PER_BATCH_MAX: u32 = 16;
+
+/// Something for the writer to do.
+pub(super) enum Job {
+    Command(Submission),
+    Task(Task),
+}
+
+/// The server's own work on the file, in the order of everything else. May run again when its transaction was taken back.
+pub(super) struct Task {
+    pub(super) work: Work,
+    /// Told the result once it is committed. A receiver that no longer waits is passed over.
+    pub(super) done: SyncSender<Result<usize, Refusal>>,
+}
+
+/// Gets the connection and the time (ms); returns how many rows it changed.
+pub(super) type Work = Box<dyn Fn(&Connection, i64) -> rusqlite::Result<usize> + Send>;
+
+/// What a command works with.
+pub(super) struct Scope<'a> {
+    pub(super) conn: &'a Connection,
+    /// Milliseconds since 1970.
+    pub(super) now: i64,
+    pub(super) ids: &'a mut Snowflake,
+    pub(super) visitors: &'a Visitors,
+}
+
+pub(super) struct Writer {
+    conn: Connection,
+    /// Given up after the connection above is closed.
+    _lock: DatabaseLock,
+    wal: PathBuf,
+    queue: Arc<Queue<Job>>,
+    deliver: Arc<dyn Deliver>,
+    clock: Arc<dyn Clock>,
+    observe: Arc<dyn Observe>,
+    ids: Snowflake,
+    visitors: Visitors,
+    /// The channels as shards know them.
+    channels: Table,
+    data_version: Option<i64>,
+    polled_at: Duration,
+    log: Throttle,
+}
+
+/// What a job came to.
+enum Done {
+    Event(Event),
+    Rows(usize),
+}
+
+type Results = Vec<Result<Done, Refusal>>;
+
+/// A transaction that was taken back.
+struct Aborted {
+    /// It did not even begin, so no part of it will.
+    at_begin: bool,
+}
+
+/// What the writer needs from outside.
+pub(super) struct Inputs {
+    pub(super) queue: Arc<Queue<Job>>,
+    pub(super) channels: Vec<Channel>,
+    pub(super) deliver: Arc<dyn Deliver>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) observe: Arc<dyn Observe>,
+}
+
+impl Writer {
+    pub(super) fn new(conn: Connection, lock: DatabaseLock, path: &Path, inputs: Inputs) -> rusqlite::Result<Self> {
+        let Inputs { queue, channels, deliver, clock, observe } = inputs;
+        Ok(Self {
+            ids: Snowflake::above(messages::newest_id(&conn)?),
+            conn,
+            _lock: lock,
+            wal: beside(path, "-wal"),
+            queue,
+            deliver,
+            polled_at: clock.monotonic(),
+            clock,
+            observe,
+            visitors: Visitors::new(VISITOR_POSTS_REMEMBERED),
+            channels: channels.into_iter().map(|channel| (channel.id, channel)).collect(),
+            data_version: None,
+            log: Throttle::default(),
+        })
+    }
+
+    /// Works until the queue is closed and empty.
+    pub(super) fn run(mut self) {
+        let mut jobs = Vec::new();
+        self.notice_other_programs();
+        loop {
+            match self.queue.take(WRITER_BATCH_MAX, POLL_INTERVAL, &mut jobs) {
+                Taken::Items => self.process(std::mem::take(&mut jobs)),
+                Taken::Nothing => (),
+                Taken::Closed => break,
+            }
+            self.keep_house();
+        }
+        self.checkpoint();
+    }
+
+    fn process(&mut self, jobs: Vec<Job>) {
+        self.observe.queue_depth(self.queue.len());
+        let mut results = Results::with_capacity(jobs.len());
+        self.commit(&jobs, &mut 0, &mut results);
+        let mut outcomes = Vec::with_capacity(jobs.len());
+        for (job, result) in jobs.into_iter().zip(results) {
+            match (job, result) {
+                (Job::Command(Submission { ticket, .. }), result) => {
+                    let result = result.and_then(Done::into_event);
+                    outcomes.push(Outcome { ticket: Some(ticket), result });
+                }
+                (Job::Task(task), result) => task.finish(result),
+            }
+        }
+        self.publish(outcomes);
+    }
+
+    fn publish(&self, outcomes: Vec<Outcome>) {
+        if !outcomes.is_empty() {
+            self.deliver.committed(Batch::from(outcomes));
+        }
+    }
+
+    /// Commits all of `jobs`, halving them as often as the storage fails.
+    fn commit(&mut self, jobs: &[Job], failures: &mut u32, results: &mut Results) {
+        match self.transaction(jobs) {
+            Ok(done) => {
+                self.remember(jobs, &done);
+                results.extend(done);
+            }
+            Err(aborted) => {
+                *failures += 1;
+                if aborted.at_begin || jobs.len() == 1 || *failures >= FAILURES_PER_BATCH_MAX {
+                    results.extend(jobs.iter().map(|_| Err(Refusal::Database)));
+                    return;
+                }
+                let (first, second) = jobs.split_at(jobs.len() / 2);
+                self.commit(first, failures, results);
+                self.commit(second, failures, results);
+            }
+        }
+    }
+
+    fn transaction(&mut self, jobs: &[Job]) -> Result<Results, Aborted> {
+        let began = self.clock.monotonic();
+        self.control("BEGIN IMMEDIATE").map_err(|_| Aborted { at_begin: true })?;
+        let results = self.apply_all(jobs).and_then(|results| self.control("COMMIT").map(|()| results));
+        match results {
+            Ok(results) => {
+                self.observe.commit(self.clock.monotonic().saturating_sub(began), jobs.len());
+                Ok(results)
+            }
+            Err(_) => {
+                // After some failures SQLite has taken the transaction back by itself.
+                if !self.conn.is_autocommit() {
+                    self.control("ROLLBACK").ok();
+                }
+                Err(Aborted { at_begin: false })
+            }
+        }
+    }
+
+    /// Stops when a failure has ended the transaction; short of that, it is the failure of one job.
+    fn apply_all(&mut self, jobs: &[Job]) -> rusqlite::Result<Results> {
+        let mut results = Results::with_capacity(jobs.len());
+        for job in jobs {
+            results.push(match self.apply(job) {
+                Ok(done) => Ok(done),
+                Err(Failure::Refused(refusal)) => Err(refusal),
+                Err(Failure::Storage(error)) => {
+                    self.report(&error);
+                    if self.conn.is_autocommit() {
+                        return Err(error);
+                    }
+                    Err(Refusal::Database)
+                }
+            });
+        }
+        Ok(results)
+    }
+
+    /// Applies one job, all of it or nothing.
+    fn apply(&mut self, job: &Job) -> Result<Done, Failure> {
+        // A post is one statement, which SQLite takes back by itself when it fails.
+        if matches!(job, Job::Command(Submission { command: Command::Post { .. }, .. })) {
+            return self.perform(job);
+        }
+        row::execute(&self.conn, "SAVEPOINT job", [])?;
+        let result = self.perform(job);
+        if result.is_err() && !self.conn.is_autocommit() {
+            row::execute(&self.conn, "ROLLBACK TO job", [])?;
+        }
+        if !self.conn.is_autocommit() {
+            row::execute(&self.conn, "RELEASE job", [])?;
+        }
+        result
+    }
+
+    fn perform(&mut self, job: &Job) -> Result<Done, Failure> {
+        let now = self.clock.wall_ms();
+        let scope = &mut Scope { conn: &self.conn, now, ids: &mut self.ids, visitors: &self.visitors };
+        match job {
+            Job::Command(submission) => perform(scope, &submission.command).map(Done::Event),
+            Job::Task(task) => Ok((task.work)(scope.conn, now).map(Done::Rows)?),
+        }
+    }
+
+    /// Takes over what is committed into what the writer keeps in memory.
+    fn remember(&mut self, jobs: &[Job], results: &Results) {
+        for (job, result) in jobs.iter().zip(results) {
+            let (Job::Command(Submission { command, .. }), Ok(Done::Event(event))) = (job, result) else { continue };
+            match (command, event) {
+                (Command::Post { author: author @ Actor { user: None, .. }, .. }, Event::Posted(message)) => {
+                    self.visitors.remember(message.id, author);
+                }
+                (_, Event::ChannelCreated(channel)) => {
+                    self.channels.insert(channel.id, channel.clone());
+                }
+                _ => (),
+            }
+        }
+    }
+
+    fn control(&mut self, sql: &str) -> rusqlite::Result<()> {
+        row::execute(&self.conn, sql, []).map(drop).inspect_err(|error| self.report(error))
+    }
+
+    fn report(&mut self, error: &rusqlite::Error) {
+        let fault = Fault::of(error);
+        self.observe.storage_error(fault);
+        if let Some(unlogged) = self.log.admit(self.clock.monotonic()) {
+            tracing::error!(%error, kind = fault.name(), unlogged, "cannot write to the database");
+        }
+    }
+
+    fn keep_house(&mut self) {
+        let now = self.clock.monotonic();
+        if now.saturating_sub(self.polled_at) < POLL_INTERVAL {
+            return;
+        }
+        self.polled_at = now;
+        self.notice_other_programs();
+        if std::fs::metadata(&self.wal).is_ok_and(|wal| wal.len() > WAL_BYTES_MAX) {
+            self.checkpoint();
+        }
+    }
+
+    /// Operators work on the live file with `sqlite3` (BEHAVIOUR.md 11.4): what they do to channels is told to clients.
+    fn notice_other_programs(&mut self) {
+        if let Err(error) = self.compare_with_file() {
+            self.report(&error);
+        }
+    }
+
+    fn compare_with_file(&mut self) -> rusqlite::Result<()> {
+        let version = row::first(&self.conn, "PRAGMA data_version", [], |row| row::number(row, 0))?;
+        if version == self.data_version {
+            return Ok(());
+        }
+        let found = channels::load(&self.conn)?;
+        self.ids.rise_above(messages::newest_id(&self.conn)?);
+        let events = channels::changes(&self.channels, &found);
+        self.channels = found;
+        self.data_version = version;
+        self.publish(events.into_iter().map(|event| Outcome { ticket: None, result: Ok(event) }).collect());
+        Ok(())
+    }
+
+    /// Brings the whole log into the database and cuts it, unless readers still need it.
+    fn checkpoint(&mut self) {
+        let result = row::first(&self.conn, "PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row::number(row, 0));
+        match result {
+            Ok(Some(0)) => (),
+            Ok(_) => tracing::debug!("the log of the database is in use and was not cut"),
+            Err(error) => self.report(&error),
+        }
+    }
+}
+
+fn perform(scope: &mut Scope<'_>, command: &Command) -> Result<Event, Failure> {
+    match command {
+        Command::Post { author, channel, parent, content } => messages::post(scope, author, *channel, *parent, content),
+        Command::Edit { editor, message, content, sanitized } => {
+            messages::edit(scope, editor, *message, content, sanitized)
+        }
+        Command::Delete { actor, message } => messages::delete(scope, actor, *message),
+        Command::CreateChannel(new) => channels::create(scope, new),
+        Command::Register { nickname, password_hash, flags } => users::register(scope, nickname, password_hash, *flags),
+        Command::SignIn { user, flags } => users::sign_in(scope, *user, *flags),
+        Command::Rename { user, nickname } => users::rename(scope, *user, nickname),
+        Command::SetPassword { user, password_hash } => users::set_password(scope, *user, password_hash.as_deref()),
+        Command::UpdateReadState { user, channel, at } => read_state::update(scope, *user, *channel, *at),
+    }
+}
+
+impl Done {
+    fn into_event(self) -> Result<Event, Refusal> {
+        match self {
+            Self::Event(event) => Ok(event),
+            // Only tasks count rows.
+            Self::Rows(_) => Err(Refusal::Database),
+        }
+    }
+}
+
+impl Task {
+    fn finish(self, result: Result<Done, Refusal>) {
+        let rows = result.map(|done| match done {
+            Done::Rows(rows) => rows,
+            Done::Event(_) => 0,
+        });
+        self.done.try_send(rows).ok();
+    }
+}
