@@ -114,8 +114,7 @@ impl Echo {
             // A client that noticed a mistake may go on asking.
             let Some(timestamp) = read_fields(&bytes).remove("timestamp") else { continue };
             let fields = [("client_timestamp".into(), timestamp)].into_iter().collect();
-            let pong =
-                Frame { name: "PONG".into(), fields, version: 2, compressed: false, answers: None, optional: false };
+            let pong = Frame { name: "PONG".into(), fields, version: 2, compressed: false, answers: None };
             self.say(conn, &pong);
         }
         self.conns.remove(&conn);

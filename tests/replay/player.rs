@@ -9,6 +9,7 @@ use superchat::wire::frame::COMPRESSION_THRESHOLD;
 
 use super::ids::{Ids, Kind, differences, map_fields};
 use super::script::{Frame, Item, Script, Sent, What, groups};
+use crate::support::client::UNASKED;
 use crate::support::clock;
 use crate::support::link::{Fields, Incoming, Link, Received, encode};
 
@@ -16,6 +17,8 @@ use crate::support::link::{Fields, Incoming, Link, Received, encode};
 const TICK: Duration = Duration::from_millis(60);
 /// Timestamp of the PINGs that prove that nothing else was under way; no capture uses it.
 const FENCE: i64 = i64::MIN + 77;
+/// For the rest, once something did not come at all.
+const PATIENCE_LEFT: Duration = Duration::from_secs(1);
 /// After so many differences the rest only repeats them.
 const DIFFERENCES_MAX: usize = 20;
 /// Times of requests below can only be seconds (BEHAVIOUR.md 7).
@@ -70,7 +73,6 @@ struct Conn {
     answers: Vec<Waiting>,
     unasked: Vec<Waiting>,
     answers_taken: usize,
-    closed: bool,
 }
 
 struct Waiting {
@@ -81,12 +83,8 @@ struct Waiting {
 
 impl Conn {
     fn is_waiting(&self) -> bool {
-        !self.answers.is_empty() || self.unasked.iter().any(|waiting| !is_optional(&waiting.item))
+        !self.answers.is_empty() || !self.unasked.is_empty()
     }
-}
-
-fn is_optional(item: &Item) -> bool {
-    item.frame().is_some_and(|frame| frame.optional)
 }
 
 /// Answers and endings keep their order; everything else moves freely.
@@ -141,7 +139,6 @@ impl Player<'_> {
                     answers: Vec::new(),
                     unasked: Vec::new(),
                     answers_taken: 0,
-                    closed: false,
                 };
                 self.conns.insert(step.conn, conn);
             }
@@ -215,39 +212,17 @@ impl Player<'_> {
     fn receive(&mut self, number: u32, received: &Received) {
         let Some(conn) = self.conns.get_mut(&number) else { return };
         self.found.extend(compression_fault(conn.version, received).map(|fault| format!("  {received}: {fault}")));
-
-        let candidates = conn.answers.iter().take(1).chain(&conn.unasked).enumerate();
-        let had_answers = usize::from(!conn.answers.is_empty());
-        let mut nearest: Option<(usize, Vec<String>)> = None;
-        for (place, waiting) in candidates {
-            let Some(frame) = waiting.item.named(&received.name) else { continue };
-            let mut learnt = self.ids.clone();
-            let found = compare(frame, received, &mut learnt);
-            if found.is_empty() {
-                self.ids = learnt;
-                nearest = Some((place, found));
-                break;
-            }
-            if nearest.as_ref().is_none_or(|(_, least)| found.len() < least.len()) {
-                nearest = Some((place, found));
-            }
+        let Some((place, faults)) = conn.nearest(received, &mut self.ids) else {
+            self.found.push(conn.unexpected(number, received));
+            return;
+        };
+        let waiting = conn.take(place);
+        if !faults.is_empty() {
+            let faults = faults.join("\n    ");
+            self.found.push(format!("  connection {number}, expected {}\n    {faults}", waiting.item));
         }
-        match nearest {
-            None => {
-                self.found.push(format!("  connection {number} got an unexpected {received}{}", conn.expectation()))
-            }
-            Some((place, found)) => {
-                let is_answer = place < had_answers;
-                let waiting = if is_answer { conn.answers.remove(0) } else { conn.unasked.remove(place - had_answers) };
-                if !found.is_empty() {
-                    let found = found.join("\n    ");
-                    self.found.push(format!("  connection {number}, expected {}\n    {found}", waiting.item));
-                }
-                if conn.answers_taken < waiting.after {
-                    self.found.push(format!("  connection {number} got it before the answer: {}", waiting.item));
-                }
-                conn.answers_taken += usize::from(is_answer);
-            }
+        if conn.answers_taken < waiting.after {
+            self.found.push(format!("  connection {number} got it before the answer: {}", waiting.item));
         }
     }
 
@@ -261,7 +236,6 @@ impl Player<'_> {
                 self.found.push(format!("  connection {number} ended before its time-out"));
             }
         }
-        conn.closed = true;
         if conn.is_waiting() {
             self.found.push(format!("  connection {number} ended{}", conn.expectation()));
         }
@@ -271,6 +245,7 @@ impl Player<'_> {
     fn missing(&mut self, number: u32) {
         let Some(conn) = self.conns.get_mut(&number) else { return };
         self.found.push(format!("  connection {number} got nothing{}", conn.expectation()));
+        self.stage.patience = self.stage.patience.min(PATIENCE_LEFT);
         conn.answers_taken += conn.answers.len();
         conn.answers.clear();
         conn.unasked.clear();
@@ -303,9 +278,56 @@ impl Player<'_> {
     }
 }
 
+/// Where something that should come waits.
+#[derive(Clone, Copy)]
+enum Place {
+    NextAnswer,
+    Unasked(usize),
+}
+
 impl Conn {
+    /// What a frame was meant to be, with the differences: what it equals, else what it differs from least.
+    fn nearest(&self, received: &Received, ids: &mut Ids) -> Option<(Place, Vec<String>)> {
+        let next_answer = self.answers.first().map(|waiting| (Place::NextAnswer, waiting));
+        let unasked = self.unasked.iter().enumerate().map(|(place, waiting)| (Place::Unasked(place), waiting));
+        let mut nearest: Option<(Place, Vec<String>)> = None;
+        for (place, waiting) in next_answer.into_iter().chain(unasked) {
+            let Some(frame) = waiting.item.named(&received.name) else { continue };
+            let mut learnt = ids.clone();
+            let faults = compare(frame, received, &mut learnt);
+            if faults.is_empty() {
+                *ids = learnt;
+                return Some((place, faults));
+            }
+            if nearest.as_ref().is_none_or(|(_, least)| faults.len() < least.len()) {
+                nearest = Some((place, faults));
+            }
+        }
+        nearest
+    }
+
+    fn take(&mut self, place: Place) -> Waiting {
+        match place {
+            Place::NextAnswer => {
+                self.answers_taken += 1;
+                self.answers.remove(0)
+            }
+            Place::Unasked(place) => self.unasked.remove(place),
+        }
+    }
+
+    /// Tells of a frame of a type that is not due. Where it stands for the next answer, that is no longer waited for.
+    fn unexpected(&mut self, number: u32, received: &Received) -> String {
+        let expected = self.expectation();
+        let answer_is_due = self.answers.first().is_some_and(|waiting| waiting.item.frame().is_some());
+        if answer_is_due && !UNASKED.contains(&received.name.as_str()) {
+            self.take(Place::NextAnswer);
+        }
+        format!("  connection {number} got an unexpected {received}{expected}")
+    }
+
     fn expectation(&self) -> String {
-        let all = self.answers.iter().chain(&self.unasked).filter(|waiting| !is_optional(&waiting.item));
+        let all = self.answers.iter().chain(&self.unasked);
         let all: Vec<String> = all.map(|waiting| format!("\n    {}", waiting.item)).collect();
         if all.is_empty() { String::new() } else { format!(", expected{}", all.concat()) }
     }
@@ -366,4 +388,16 @@ fn base_ms(script: &Script) -> Option<i64> {
         let t_ms = item.t_ms as i64;
         item.named("NEW_MESSAGE").and_then(|frame| created(&frame.fields)).map(|created| created - t_ms)
     })
+}
+
+#[test]
+fn times_fall_between_the_same_steps() {
+    let times = Times { base_ms: Some(1_800_000_000_000), marks: vec![(10.0, 500_000), (20.0, 500_007)] };
+    let at = |recorded: &str| times.translate(recorded, 20.0);
+    assert_eq!(at("1800000000005"), "500000", "before the first step");
+    assert_eq!(at("1800000000015"), "500007", "between the two");
+    assert_eq!(at("1800000000021"), "500007", "the moment of the step that asks");
+    assert_eq!(at("1800000090020"), "590007", "a minute and a half ahead");
+    assert_eq!(at("1800000000"), "500", "in seconds");
+    assert_eq!(at("0"), "0");
 }

@@ -1,7 +1,8 @@
 //! The deliberate differences of DEVIATIONS.md, each as a rewriting of the script: what ours shows instead.
 //!
 //! A rule that changes nothing in a capture is not needed there. Rules run in the order of the table, each over the
-//! script as the rules above it left it.
+//! script as the rules above it left it. D-32 (changes within one tick) needs none: the player awaits every change before it
+//! causes the next, and no step of a capture causes two of the same session in the same place.
 #![expect(clippy::ptr_arg, reason = "rules have one signature, whether they add and remove items or only change them")]
 
 use std::collections::BTreeSet;
@@ -57,12 +58,7 @@ const RULES: &[Rule] = &[
     Rule { id: "D-11", rewrite: Rewrite::Group(logout_is_told) },
     Rule { id: "D-39", rewrite: Rewrite::Group(violation_is_told) },
     Rule { id: "D-38", rewrite: Rewrite::Script(idle_session_ends_on_time) },
-    // May show at any time, so it is not counted as used.
-    Rule { id: "D-32", rewrite: Rewrite::Group(superseded_presence_may_be_missing) },
 ];
-
-/// Rules that only may apply: whether they are needed is up to the moment.
-const MAY_APPLY: &[&str] = &["D-32"];
 
 /// The script of what ours shows, and the ids of the rules it took to get there.
 pub fn apply(mut script: Script) -> (Script, BTreeSet<String>) {
@@ -73,7 +69,7 @@ pub fn apply(mut script: Script) -> (Script, BTreeSet<String>) {
             Rewrite::Group(rewrite) => rewrite_groups(&mut script, rewrite),
             Rewrite::Script(rewrite) => rewrite(&mut script),
         }
-        if script.items != before && !MAY_APPLY.contains(&rule.id) {
+        if script.items != before {
             used.insert(rule.id.to_owned());
         }
     }
@@ -548,20 +544,4 @@ fn idle_close(items: &[Item]) -> Option<usize> {
         let same = items.iter().filter(|item| item.conn == close.conn);
         matches!(close.what, What::Close { .. }) && !same.into_iter().any(|item| explained(&item))
     })
-}
-
-/// Within one group, an earlier change of the same session in the same place may be left out for the later one.
-fn superseded_presence_may_be_missing(_: &World, group: &mut Vec<Item>) {
-    let subject = |item: &Item| {
-        let frame = item.frame().filter(|frame| frame.name.ends_with("_PRESENCE"))?;
-        let field = |name: &str| frame.fields.get(name).cloned();
-        Some((item.conn, frame.name.clone(), field("session_id"), field("channel_id"), field("subchannel_id")))
-    };
-    for place in 0..group.len() {
-        let changed = subject(&group[place]);
-        let superseded = changed.is_some() && group[place + 1..].iter().any(|later| subject(later) == changed);
-        if let (true, What::Receive(frame)) = (superseded, &mut group[place].what) {
-            frame.optional = true;
-        }
-    }
 }

@@ -71,8 +71,6 @@ pub struct Frame {
     pub compressed: bool,
     /// Index of the step that this frame answers; answers come in order, other frames move between them.
     pub answers: Option<usize>,
-    /// May stay away.
-    pub optional: bool,
 }
 
 impl Item {
@@ -102,7 +100,7 @@ impl Item {
 
     /// A frame that a rule adds after this item.
     pub fn adding(&self, conn: u32, name: &str, fields: Fields, answers: Option<usize>) -> Self {
-        let frame = Frame { name: name.into(), fields, version: 2, compressed: false, answers, optional: false };
+        let frame = Frame { name: name.into(), fields, version: 2, compressed: false, answers };
         Self { index: self.index, t_ms: self.t_ms, conn, what: What::Receive(frame) }
     }
 }
@@ -217,7 +215,6 @@ fn item(index: usize, event: Event, questions: &mut BTreeMap<u32, Questions>) ->
             fields: event.fields.expect("the server sends nothing unreadable"),
             version: event.version,
             compressed: event.flags & 1 != 0,
-            optional: false,
         }),
         other => panic!("event {index} is of an unknown kind: {other:?}"),
     };

@@ -208,7 +208,7 @@ impl Server {
         let output = File::options().create(true).append(true).open(self.home().join("output")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_scd"));
         command.env_clear().current_dir(self.home());
-        command.env("HOME", self.home()).env("XDG_DATA_HOME", self.home().join("data"));
+        command.env("RUST_BACKTRACE", "1").env("HOME", self.home()).env("XDG_DATA_HOME", self.home().join("data"));
         command.envs(self.settings.environment.iter().map(|(name, value)| (name, value)));
         command.args(["--port", &self.port.to_string()]).arg("--db").arg(self.database()).arg("--config").arg(config);
         command.args(&self.settings.arguments);
