@@ -1,0 +1,153 @@
+//! One TCP connection as frames: what came, decoded, and when nothing does.
+
+use std::fmt;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use superchat::wire::ServerMessage;
+use superchat::wire::frame::{self, Frame};
+use superchat::wire::json::{encode_line, from_hex, to_hex};
+
+use super::clock;
+
+/// Fields of a message by name.
+pub type Fields = Map<String, Value>;
+
+/// A frame from the server.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Received {
+    /// The published name of its type.
+    pub name: String,
+    pub fields: Fields,
+    /// The payload travelled compressed.
+    pub compressed: bool,
+    /// Bytes of payload after decompression.
+    pub payload_bytes: usize,
+}
+
+impl fmt::Display for Received {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.name, shorten(&Value::Object(self.fields.clone()).to_string()))
+    }
+}
+
+/// Long texts make a failure unreadable; their beginning tells which one it was.
+pub fn shorten(text: &str) -> String {
+    const CHARS_MAX: usize = 600;
+    match text.char_indices().nth(CHARS_MAX) {
+        Some((end, _)) => format!("{}... ({} bytes)", &text[..end], text.len()),
+        None => text.to_owned(),
+    }
+}
+
+/// What reading from a connection can bring.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Incoming {
+    Frame(Received),
+    /// The server ended the connection.
+    Closed,
+    /// Nothing whole came in the time allowed.
+    Silence,
+    /// Bytes that are no message of the protocol.
+    Broken(String),
+}
+
+/// A connection and the bytes of it that are no whole frame yet.
+#[derive(Debug)]
+pub struct Link {
+    stream: TcpStream,
+    bytes: Vec<u8>,
+}
+
+impl Link {
+    /// # Errors
+    /// As [`TcpStream::connect`].
+    pub fn connect(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, bytes: Vec::new() })
+    }
+
+    /// # Errors
+    /// When the connection is gone.
+    pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)
+    }
+
+    /// Says that nothing more will be sent; the server's last words can still be read.
+    pub fn hang_up(&self) {
+        // A connection that the server already ended has nothing to shut down.
+        let _already_gone = self.stream.shutdown(Shutdown::Write);
+    }
+
+    /// The next frame, or why there is none within `patience`.
+    pub fn next(&mut self, patience: Duration) -> Incoming {
+        let start = clock::instant();
+        loop {
+            if let Some(found) = self.cut() {
+                return found;
+            }
+            let left = patience.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                return Incoming::Silence;
+            }
+            match self.fill(left) {
+                Ok(0) => return Incoming::Closed,
+                Ok(_) => {}
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    return Incoming::Silence;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return Incoming::Closed,
+            }
+        }
+    }
+
+    fn fill(&mut self, patience: Duration) -> io::Result<usize> {
+        let mut chunk = [0; 16 * 1024];
+        self.stream.set_read_timeout(Some(patience))?;
+        let count = self.stream.read(&mut chunk)?;
+        self.bytes.extend_from_slice(&chunk[..count]);
+        Ok(count)
+    }
+
+    fn cut(&mut self) -> Option<Incoming> {
+        let (incoming, used) = match Frame::cut(&self.bytes) {
+            Ok(None) => return None,
+            Ok(Some((frame, rest))) => (decode(frame), self.bytes.len() - rest.len()),
+            Err(error) => (Incoming::Broken(format!("{error}: {}", to_hex(&self.bytes))), self.bytes.len()),
+        };
+        self.bytes.drain(..used);
+        Some(incoming)
+    }
+}
+
+fn decode(frame: Frame<'_>) -> Incoming {
+    let mut scratch = Vec::new();
+    let payload = match frame.unpack(&mut scratch) {
+        Ok(unpacked) => unpacked.payload,
+        Err(error) => return Incoming::Broken(format!("type {:#04x}: {error}", frame.code)),
+    };
+    let name = ServerMessage::TABLE.iter().find(|(code, _)| *code == frame.code).map(|(_, name)| (*name).to_owned());
+    match (name, ServerMessage::read(frame.code, payload)) {
+        (Some(name), Ok(message)) => Incoming::Frame(Received {
+            name,
+            fields: message.describe(),
+            compressed: frame.flags & frame::FLAG_COMPRESSED != 0,
+            payload_bytes: payload.len(),
+        }),
+        (_, outcome) => Incoming::Broken(format!("type {:#04x}: {outcome:?}: {}", frame.code, to_hex(payload))),
+    }
+}
+
+/// A whole frame of the message called `name`, of either direction. With bit 0 of `flags` set it is compressed.
+///
+/// # Panics
+/// When the fields are not those of the message.
+pub fn encode(name: &str, version: u8, flags: u8, fields: &Fields) -> Vec<u8> {
+    let line = json!({ "type": name, "version": version, "flags": flags, "fields": fields }).to_string();
+    let hex = encode_line(&line).unwrap_or_else(|error| panic!("cannot encode {line}: {error}"));
+    from_hex(&hex).unwrap_or_else(|error| panic!("{hex}: {error}"))
+}
