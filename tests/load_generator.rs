@@ -199,3 +199,189 @@ mod bare {
         assert_eq!(whole.payload[..8], [0; 8]);
     }
 }
+
+mod swarm {
+    use std::io::Write as _;
+    use std::net::{TcpListener, TcpStream};
+    use std::time::Duration;
+
+    use anyhow::Result;
+    use superchat::wire::frame;
+    use superchat::wire::server::{Error, Pong};
+
+    use crate::support::swarm::{Arrival, Script, Swarm};
+
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    /// A swarm of one client, and the server's end of its connection.
+    fn pair() -> (Swarm, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut swarm = Swarm::new().unwrap();
+        assert_eq!(swarm.connect(listener.local_addr().unwrap(), 1).unwrap(), 0..1);
+        (swarm, listener.accept().unwrap().0)
+    }
+
+    fn pong(client_timestamp: i64) -> Vec<u8> {
+        let mut out = Vec::new();
+        frame::write_message(&mut out, Pong::CODE, &Pong { client_timestamp }).unwrap();
+        out
+    }
+
+    /// Keeps the payloads and answers each frame with one byte.
+    struct Keeping {
+        payloads: Vec<Vec<u8>>,
+        wanted: usize,
+    }
+
+    impl Script for Keeping {
+        fn arrived(&mut self, arrival: &Arrival<'_>, out: &mut Vec<u8>) -> Result<()> {
+            self.payloads.push(arrival.frame.payload.to_vec());
+            out.push(b'!');
+            Ok(())
+        }
+
+        fn done(&self) -> bool {
+            self.payloads.len() >= self.wanted
+        }
+    }
+
+    fn keep(wanted: usize) -> Keeping {
+        Keeping { payloads: Vec::new(), wanted }
+    }
+
+    #[test]
+    fn frames_split_anywhere_come_in_whole_and_in_order() {
+        let (mut swarm, mut server) = pair();
+        let bytes = [pong(1), pong(2), pong(3)].concat();
+        let mut script = keep(3);
+        for part in bytes.chunks(7) {
+            server.write_all(part).unwrap();
+            swarm.poll(&mut script, LIMIT).unwrap();
+        }
+        swarm.run(&mut script, LIMIT).unwrap();
+        assert_eq!(script.payloads, [1_i64, 2, 3].map(|number| number.to_be_bytes().to_vec()));
+    }
+
+    #[test]
+    fn what_a_script_appends_goes_back_on_the_same_connection() {
+        let (mut swarm, mut server) = pair();
+        server.write_all(&[pong(1), pong(2)].concat()).unwrap();
+        swarm.run(&mut keep(2), LIMIT).unwrap();
+        let mut answer = [0; 2];
+        std::io::Read::read_exact(&mut server, &mut answer).unwrap();
+        assert_eq!(answer, *b"!!");
+    }
+
+    #[test]
+    fn request_larger_than_the_socket_takes_arrives_whole() {
+        let (mut swarm, mut server) = pair();
+        let request = vec![b'r'; 16 << 20];
+        swarm.send(0, &request).unwrap();
+        server.set_nonblocking(true).unwrap();
+        let (mut received, mut chunk, mut script) = (0, vec![0; 1 << 20], keep(1));
+        while received < request.len() {
+            received += std::io::Read::read(&mut server, &mut chunk).unwrap_or(0);
+            swarm.poll(&mut script, Duration::from_millis(1)).unwrap();
+        }
+        assert_eq!(received, request.len());
+    }
+
+    #[test]
+    fn errors_of_the_server_end_the_run_with_its_words() {
+        let (mut swarm, mut server) = pair();
+        let mut bytes = Vec::new();
+        let error = Error { error_code: 5001, message: b"too fast" };
+        frame::write_message(&mut bytes, Error::CODE, &error).unwrap();
+        server.write_all(&bytes).unwrap();
+        let refusal = swarm.run(&mut keep(1), LIMIT).unwrap_err();
+        assert_eq!(refusal.to_string(), "the server answered ERROR 5001 too fast");
+    }
+
+    #[test]
+    fn connection_the_server_ends_is_an_error_unless_the_script_expects_it() {
+        let (mut swarm, server) = pair();
+        drop(server);
+        let refusal = swarm.run(&mut keep(1), LIMIT).unwrap_err();
+        assert_eq!(refusal.to_string(), "the server closed connection 0");
+    }
+
+    #[test]
+    fn waiting_in_vain_ends_with_an_error() {
+        let (mut swarm, _server) = pair();
+        assert!(swarm.run(&mut keep(1), Duration::from_millis(1)).is_err());
+    }
+}
+
+mod closed_loop {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    use anyhow::{Result, ensure};
+    use superchat::wire::frame::{self, Frame};
+    use superchat::wire::server::Pong;
+
+    use crate::support::closed_loop::{ClosedLoop, Exchange};
+    use crate::support::swarm::Swarm;
+
+    /// Asks with one byte and takes any PONG but a certain one.
+    struct Asking {
+        forbidden: i64,
+    }
+
+    impl Exchange for Asking {
+        const ANSWER: u8 = Pong::CODE;
+
+        fn ask(&mut self, _from: usize, out: &mut Vec<u8>) -> Result<()> {
+            out.push(b'?');
+            Ok(())
+        }
+
+        fn answered(&mut self, _from: usize, frame: Frame<'_>) -> Result<()> {
+            ensure!(frame.payload != self.forbidden.to_be_bytes(), "forbidden answer");
+            Ok(())
+        }
+    }
+
+    /// Runs two clients against a peer that answers each byte with the next number, and says how many it answered.
+    fn run(forbidden: i64) -> (Result<ClosedLoop<Asking>>, u64) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut swarm = Swarm::new().unwrap();
+        let clients = swarm.connect(listener.local_addr().unwrap(), 2).unwrap();
+        let answering = clients.clone().map(|_| {
+            let mut peer = listener.accept().unwrap().0;
+            let answer = move || {
+                let mut answers = 0;
+                while peer.read_exact(&mut [0]).is_ok() {
+                    answers += 1;
+                    let mut out = Vec::new();
+                    let pong = Pong { client_timestamp: answers };
+                    frame::write_message(&mut out, Pong::CODE, &pong).unwrap();
+                    if peer.write_all(&out).is_err() {
+                        break;
+                    }
+                }
+                answers
+            };
+            std::thread::Builder::new().spawn(answer).unwrap()
+        });
+        let answering: Vec<_> = answering.collect();
+        let outcome = ClosedLoop::run(&mut swarm, clients, Asking { forbidden }, Duration::from_millis(20));
+        drop(swarm);
+        let answers: i64 = answering.into_iter().map(|thread| thread.join().unwrap()).sum();
+        (outcome, answers.unsigned_abs())
+    }
+
+    #[test]
+    fn every_answer_is_counted_once() {
+        let (outcome, answers) = run(-1);
+        assert_eq!(outcome.unwrap().answers, answers);
+        assert!(answers >= 2);
+    }
+
+    #[test]
+    fn wrong_answer_ends_the_run() {
+        let (outcome, _) = run(1);
+        assert_eq!(outcome.err().unwrap().to_string(), "forbidden answer");
+    }
+}

@@ -152,8 +152,8 @@ fn stalled(server: &Server, options: &Options, report: &mut Report) -> Result<()
     report.note("least of all rounds", rate_costs.iter().copied().fold(f64::INFINITY, f64::min), "%");
     report.note("most of all rounds", rate_costs.iter().copied().fold(f64::NEG_INFINITY, f64::max), "%");
     report.note("what they cost in server CPU per delivery", median(&cpu_costs), "%");
-    report.note("stalled subscribers the server cut", float(cut as u64), "");
-    report.note("of", float((stalling * usize::from(options.rounds)) as u64), "");
+    let cut_percent = float(cut as u64) / float((stalling * usize::from(options.rounds)) as u64) * 100.0;
+    report.note("stalled subscribers the server cut", cut_percent, "%");
     Ok(())
 }
 

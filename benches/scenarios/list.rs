@@ -19,6 +19,9 @@ use crate::support::swarm::Swarm;
 
 /// Messages on one page.
 const PAGE: u16 = 50;
+/// Most messages of a channel: more would share a millisecond, and with it an id.
+const MESSAGES_MAX: u64 = 3_000_000;
+const _: () = assert!(MESSAGES_MAX <= SPAN_MS);
 /// Replies below each root, so that a page also has to count.
 const REPLIES_PER_ROOT: u64 = 9;
 /// How much slower a page of the large channel may be: its index is deeper by a level, and that is all.
@@ -31,10 +34,10 @@ const MESSAGE_EPOCH_MS: u64 = 1_704_067_200_000;
 #[derive(Args)]
 pub(crate) struct Options {
     /// Messages in the large channel.
-    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1000..=3_000_000))]
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1000..=MESSAGES_MAX))]
     large: u64,
     /// Messages in the small channel.
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1000..=3_000_000))]
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1000..=MESSAGES_MAX))]
     small: u64,
     /// Clients, each with one request under way.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1000))]
@@ -85,7 +88,8 @@ fn fill(home: &Home, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Spreads `count` messages of a channel over the last hour; `sequence` keeps the ids of channels apart.
+/// Spreads `count` messages of a channel over the last hour, at most one in each millisecond; `sequence` keeps the ids
+/// of channels apart.
 fn insert(transaction: &Transaction<'_>, channel: ChannelId, count: u64, sequence: u64) -> Result<()> {
     let mut statement = transaction.prepare(
         "INSERT INTO Message (id, channel_id, parent_id, thread_root_id, author_nickname, content, created_at)
@@ -96,8 +100,7 @@ fn insert(transaction: &Transaction<'_>, channel: ChannelId, count: u64, sequenc
     let mut root_id = 0;
     for index in 0..count {
         let sent_ms = first_ms + index * SPAN_MS / count;
-        // Two sequence numbers per channel and millisecond; up to 16 messages may share one.
-        let id = i64::try_from(((sent_ms - MESSAGE_EPOCH_MS) << 22) | ((index % 2048) << 1) | sequence)?;
+        let id = i64::try_from(((sent_ms - MESSAGE_EPOCH_MS) << 22) | sequence)?;
         let is_root = index % (REPLIES_PER_ROOT + 1) == 0;
         if is_root {
             root_id = id;

@@ -1,13 +1,14 @@
 //! The server under load: a child process with a home of its own, started, measured and stopped here.
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+use socket2::{Domain, Socket, Type};
 use superchat::wire::server::ServerConfig;
 use tempfile::TempDir;
 
@@ -85,9 +86,12 @@ fn program() -> Result<PathBuf> {
     Ok(program)
 }
 
-/// A port that was free a moment ago.
+/// A port that no address of this machine uses, as the server binds it on all of them. Nothing listens on it here.
 fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)).into())?;
+    let bound = socket.local_addr()?.as_socket().context("a socket without an address")?;
+    Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, bound.port())))
 }
 
 /// A running server; killed when dropped.
