@@ -138,7 +138,7 @@ mod bare {
 
     use superchat::wire::frame;
 
-    use crate::support::bare::{BareSender, COALESCED, Plan, append};
+    use crate::support::bare::{BareSender, Plan, append};
     use crate::support::clock;
     use crate::support::deliveries::Deliveries;
     use crate::support::requests::{self, CHAT};
@@ -169,8 +169,8 @@ mod bare {
     fn everything_the_bare_loop_sends_is_received_in_order() {
         let paced = Plan::Paced { start: clock::now(), interval: Duration::from_micros(100), messages: 50 };
         assert_eq!(received(paced), 50);
-        let flat = received(Plan::Flat { ends: clock::now() + Duration::from_millis(50) });
-        assert!(flat > 0 && flat.is_multiple_of(COALESCED), "{flat}");
+        let flat = received(Plan::Flat { ends: clock::now() + Duration::from_millis(50), coalesced: 8 });
+        assert!(flat > 0 && flat.is_multiple_of(8), "{flat}");
     }
 
     #[test]

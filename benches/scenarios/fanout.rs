@@ -11,7 +11,7 @@ use clap::Args;
 use superchat::wire::frame::Frame;
 use superchat::wire::server::{NicknameResponse, SubscribeOk};
 
-use crate::support::bare::{BareSender, BareTrial, COALESCED, Plan, Sent};
+use crate::support::bare::{BareSender, BareTrial, Plan, Sent};
 use crate::support::clock;
 use crate::support::deliveries::Deliveries;
 use crate::support::histogram::Histogram;
@@ -46,7 +46,7 @@ pub(crate) struct Options {
     /// Posts per second of the trials at a fixed rate.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rate: u32,
-    /// Posts under way, flat out: posted and not yet with every subscriber.
+    /// Posts under way, flat out: posted and not yet with every subscriber. As many the bare loop puts into one write.
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     window: u64,
     /// Seconds of each trial.
@@ -116,8 +116,9 @@ fn flat_out(
     report.note("server CPU per delivery flat out", ours.each(), "us");
     report.note("generator CPU per delivery flat out", ours.generator_each(), "us");
     report.latency("post to delivery flat out", &ours.latency);
-    report.note(format!("bare: deliveries, {COALESCED} in each write"), median(&least.rates), "/s");
-    report.note(format!("bare: CPU per delivery, {COALESCED} in each write"), least.each(), "us");
+    let window = options.window;
+    report.note(format!("bare: deliveries, {window} in each write"), median(&least.rates), "/s");
+    report.note(format!("bare: CPU per delivery, {window} in each write"), least.each(), "us");
     report.note("deliveries against the bare loop", median(&ratios), "x");
     Ok(())
 }
@@ -329,7 +330,8 @@ impl BareAudience {
 
     fn flat(&mut self, options: &Options) -> Result<Trial> {
         self.deliveries.reset();
-        self.measured(Plan::Flat { ends: clock::now() + Duration::from_secs(options.seconds) })
+        let ends = clock::now() + Duration::from_secs(options.seconds);
+        self.measured(Plan::Flat { ends, coalesced: options.window })
     }
 
     fn measured(&mut self, plan: Plan) -> Result<Trial> {

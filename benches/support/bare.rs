@@ -15,16 +15,13 @@ use super::histogram::Histogram;
 use super::swarm::Swarm;
 use super::{clock, process};
 
-/// Messages that the bare loop puts into one write when it runs flat out (DESIGN.md, performance budget).
-pub(crate) const COALESCED: u64 = 64;
-
 /// How the sender goes about it.
 #[derive(Clone, Copy)]
 pub(crate) enum Plan {
     /// `messages` messages, the nth due at `start + n * interval`, each sent by itself.
     Paced { start: Instant, interval: Duration, messages: u64 },
-    /// [`COALESCED`] messages in each write, until `ends`.
-    Flat { ends: Instant },
+    /// `coalesced` messages in each write, until `ends`.
+    Flat { ends: Instant, coalesced: u64 },
 }
 
 /// The sending side of a bare fan-out: blocking sockets and one thread.
@@ -67,7 +64,7 @@ impl BareSender {
         let before = process::thread_cpu();
         let messages = match plan {
             Plan::Paced { start, interval, messages } => self.paced(start, interval, messages)?,
-            Plan::Flat { ends } => self.flat(ends)?,
+            Plan::Flat { ends, coalesced } => self.flat(ends, coalesced)?,
         };
         Ok(Sent { sender: self, messages, cpu: process::thread_cpu() - before })
     }
@@ -82,11 +79,11 @@ impl BareSender {
         Ok(messages)
     }
 
-    fn flat(&mut self, ends: Instant) -> Result<u64> {
+    fn flat(&mut self, ends: Instant, coalesced: u64) -> Result<u64> {
         let mut messages = 0;
         while clock::now() < ends {
-            self.send_to_all(COALESCED)?;
-            messages += COALESCED;
+            self.send_to_all(coalesced)?;
+            messages += coalesced;
         }
         Ok(messages)
     }
