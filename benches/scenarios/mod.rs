@@ -1,0 +1,8 @@
+//! One file per scenario: its options, its load, its figures.
+
+pub(crate) mod connect;
+pub(crate) mod crash;
+pub(crate) mod fanout;
+pub(crate) mod list;
+pub(crate) mod post;
+pub(crate) mod storm;
