@@ -154,7 +154,9 @@ fn print_line(out: &mut impl Write, line: &str) -> Result<(), ClientError> {
 /// A text as a terminal may show it: control characters are written out.
 fn printable(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
-    text.chars().flat_map(|c| if c.is_control() && c != '\n' { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+    text.chars()
+        .flat_map(|c| if c.is_control() && c != '\n' { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
+        .collect()
 }
 
 /// One printed message.
@@ -216,7 +218,8 @@ impl Session {
     fn connect(connection: &Connection) -> Result<Self, ClientError> {
         let server = connection.server.to_string();
         let failed = |source| ClientError::Connect { server: server.clone(), source };
-        let addresses = (connection.server.host.as_str(), connection.server.port.get()).to_socket_addrs().map_err(failed)?;
+        let addresses =
+            (connection.server.host.as_str(), connection.server.port.get()).to_socket_addrs().map_err(failed)?;
         let mut outcome = Err(failed(io::Error::new(io::ErrorKind::NotFound, "the name has no address")));
         for address in addresses {
             match TcpStream::connect_timeout(&address, PATIENCE) {
@@ -251,9 +254,9 @@ impl Session {
     fn channels(&mut self) -> Result<Vec<Listed>, ClientError> {
         self.send(&client::ListChannels { from_channel_id: ChannelId(0), limit: 0 })?;
         let top = self.answer(|message| match message {
-            ServerMessage::ChannelList(list) => {
-                Some(list.channels.0.iter().map(|entry| (Listed::channel(entry), entry.has_subchannels)).collect::<Vec<_>>())
-            }
+            ServerMessage::ChannelList(list) => Some(
+                list.channels.0.iter().map(|entry| (Listed::channel(entry), entry.has_subchannels)).collect::<Vec<_>>(),
+            ),
             _ => None,
         })?;
         let mut all = Vec::new();
@@ -263,9 +266,9 @@ impl Session {
             if has_subchannels {
                 self.send(&client::GetSubchannels { channel_id: parent })?;
                 let below = self.answer(|message| match message {
-                    ServerMessage::SubchannelList(list) => {
-                        Some(list.subchannels.0.iter().map(|entry| Listed::subchannel(entry, parent)).collect::<Vec<_>>())
-                    }
+                    ServerMessage::SubchannelList(list) => Some(
+                        list.subchannels.0.iter().map(|entry| Listed::subchannel(entry, parent)).collect::<Vec<_>>(),
+                    ),
                     _ => None,
                 })?;
                 all.extend(below);

@@ -31,7 +31,9 @@ fn run(command: &Command) -> ExitCode {
         Command::ConfigExample { markdown: false } => print(&config::example()),
         Command::Serve(flags) => serve(&flags.flags()),
         Command::Health { flags, ready } => health(&flags.flags(), *ready),
-        Command::Frame(FrameCommand::Decode { hex }) => translate(hex, |line| decode_line(line).map(|json| json.to_string())),
+        Command::Frame(FrameCommand::Decode { hex }) => {
+            translate(hex, |line| decode_line(line).map(|json| json.to_string()))
+        }
         Command::Frame(FrameCommand::Encode { json }) => translate(json, encode_line),
         Command::Channels(connection) => answer(client::channels(connection)),
         Command::Tail { channel, thread, connection } => answer(client::tail(channel, *thread, connection)),

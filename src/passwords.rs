@@ -19,9 +19,14 @@ const JOBS_PER_THREAD_MAX: usize = 100;
 /// What is to be computed. The secret is what the client sent, itself a hash.
 #[derive(Debug)]
 pub enum HashJob {
-    Hash { secret: Box<[u8]> },
+    Hash {
+        secret: Box<[u8]>,
+    },
     /// `stored` is bcrypt; `None` for an account that does not exist, which costs as much and never matches.
-    Verify { secret: Box<[u8]>, stored: Option<Box<str>> },
+    Verify {
+        secret: Box<[u8]>,
+        stored: Option<Box<str>>,
+    },
 }
 
 /// What came of a job.

@@ -3,9 +3,9 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -200,8 +200,13 @@ fn run(loaded: &Loaded, database: &Path, listener: TcpListener, log: &Logging) -
     );
     let port = listener.local_addr().map_or(0, |address| address.port());
     let announced = chat.announced.clone();
-    let acceptor =
-        Acceptor::start(AcceptorParts { listener, gate, bus: Arc::clone(&bus), metrics: Arc::clone(&metrics), announced })?;
+    let acceptor = Acceptor::start(AcceptorParts {
+        listener,
+        gate,
+        bus: Arc::clone(&bus),
+        metrics: Arc::clone(&metrics),
+        announced,
+    })?;
     health.set_listening(true);
     announce_start(settings, database, port);
 
@@ -311,7 +316,11 @@ fn start_store(
             channels: channels.clone(),
             deliver: Arc::clone(bus) as Arc<dyn Deliver>,
             clock: Arc::new(SystemClock),
-            observe: Arc::new(StoreWatch { metrics: Arc::clone(metrics), health: Arc::clone(health), sizes: Sizes::provided_to(metrics) }),
+            observe: Arc::new(StoreWatch {
+                metrics: Arc::clone(metrics),
+                health: Arc::clone(health),
+                sizes: Sizes::provided_to(metrics),
+            }),
             on_writer_exit: Box::new(move |orderly| {
                 exited.writer_stopped();
                 if !orderly {
@@ -409,13 +418,20 @@ fn micros(duration: Duration) -> u64 {
 }
 
 /// What metrics and health ask the running server.
-fn provide(settings: &Settings, metrics: &Arc<Metrics>, health: &Arc<Health>, store: &Arc<SqliteStore>, channels: usize) {
+fn provide(
+    settings: &Settings,
+    metrics: &Arc<Metrics>,
+    health: &Arc<Health>,
+    store: &Arc<SqliteStore>,
+    channels: usize,
+) {
     let probed = Arc::downgrade(store);
     health.set_probe(move || match probed.upgrade() {
         Some(store) => store.probe(PROBE_PATIENCE).map_err(|error| error.to_string()),
         None => Err("the database is closed".to_owned()),
     });
-    let (server_name, directory_enabled) = (settings.discovery.server_name.clone(), settings.discovery.directory_enabled);
+    let (server_name, directory_enabled) =
+        (settings.discovery.server_name.clone(), settings.discovery.directory_enabled);
     let (durability, counted) = (settings.storage.durability.word(), Arc::downgrade(metrics));
     health.set_info(move || HealthInfo {
         sessions: counted.upgrade().map_or(0, |metrics| metrics.sessions()),
@@ -430,7 +446,12 @@ fn provide(settings: &Settings, metrics: &Arc<Metrics>, health: &Arc<Health>, st
     }
 }
 
-fn start_shard(parts: Parts, health: &Arc<Health>, ended: SyncSender<()>, fatal: SyncSender<()>) -> Result<(), ServeError> {
+fn start_shard(
+    parts: Parts,
+    health: &Arc<Health>,
+    ended: SyncSender<()>,
+    fatal: SyncSender<()>,
+) -> Result<(), ServeError> {
     let health = Arc::clone(health);
     supervise::spawn(&format!("scd-shard-{}", parts.id), move || {
         let id = parts.id;
@@ -459,7 +480,10 @@ fn announce_start(settings: &Settings, database: &Path, port: u16) {
     let backlog = backlog::limit().unwrap_or(0);
     info!("TCP server listening on :{port} (kernel listen backlog: {backlog})");
     if backlog < backlog::ADVISED {
-        warn!("the kernel listen backlog is {backlog}; raise net.core.somaxconn to {} for bursts of clients", backlog::ADVISED);
+        warn!(
+            "the kernel listen backlog is {backlog}; raise net.core.somaxconn to {} for bursts of clients",
+            backlog::ADVISED
+        );
     }
     let directory = if settings.discovery.directory_enabled { "enabled" } else { "disabled" };
     info!(database = %database.display(), directory, "SuperChat server {} started successfully", env!("CARGO_PKG_VERSION"));

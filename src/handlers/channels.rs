@@ -156,7 +156,11 @@ pub fn create_channel(shard: &mut Shard, key: SessionKey, request: &client::Crea
     }
 }
 
-fn check_channel(shard: &mut Shard, key: SessionKey, request: &client::CreateChannel<'_>) -> Result<NewChannel, &'static str> {
+fn check_channel(
+    shard: &mut Shard,
+    key: SessionKey,
+    request: &client::CreateChannel<'_>,
+) -> Result<NewChannel, &'static str> {
     const ANONYMOUS: &str = "Only registered users can create channels. Please register or log in.";
     let created_by = shard.clients.session(key).user().ok_or(ANONYMOUS)?;
     check_length(request.name, 3..=50, "Channel name must be 3-50 characters")?;
@@ -165,7 +169,13 @@ fn check_channel(shard: &mut Shard, key: SessionKey, request: &client::CreateCha
     check_name(request.name)?;
     let display_name = Name::from(&text::sanitized(request.display_name)[..]);
     check_length(&display_name, 1..=100, "Display name must be 1-100 characters")?;
-    Ok(NewChannel { name: request.name.into(), display_name, created_by, parent: None, ..details.into_channel(created_by) })
+    Ok(NewChannel {
+        name: request.name.into(),
+        display_name,
+        created_by,
+        parent: None,
+        ..details.into_channel(created_by)
+    })
 }
 
 /// CREATE_SUBCHANNEL: by the parent's creator or an admin, one level deep.
@@ -197,10 +207,19 @@ fn check_subchannel(
     let details = check_details(request.description, request.channel_type, request.retention_hours)?;
     check_name(request.name)?;
     let display_name = Name::from([&parent.display_name[..], b"/", request.name].concat());
-    Ok(NewChannel { name: request.name.into(), display_name, parent: Some(parent.id), ..details.into_channel(created_by) })
+    Ok(NewChannel {
+        name: request.name.into(),
+        display_name,
+        parent: Some(parent.id),
+        ..details.into_channel(created_by)
+    })
 }
 
-fn check_length(text: &[u8], allowed: std::ops::RangeInclusive<usize>, refusal: &'static str) -> Result<(), &'static str> {
+fn check_length(
+    text: &[u8],
+    allowed: std::ops::RangeInclusive<usize>,
+    refusal: &'static str,
+) -> Result<(), &'static str> {
     if allowed.contains(&text.len()) { Ok(()) } else { Err(refusal) }
 }
 

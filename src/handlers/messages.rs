@@ -180,7 +180,12 @@ pub fn posted(shard: &mut Shard, key: SessionKey, result: &Result<Event, Refusal
             if tracing::enabled!(tracing::Level::DEBUG) {
                 let session = shard.clients.session(key);
                 let nickname = session.nickname.as_deref().map(String::from_utf8_lossy).unwrap_or_default();
-                debug!(session = session.id.0, message = message.id.0, channel = message.channel.0, "POST_MESSAGE by {nickname}");
+                debug!(
+                    session = session.id.0,
+                    message = message.id.0,
+                    channel = message.channel.0,
+                    "POST_MESSAGE by {nickname}"
+                );
             }
             let (message_id, message) = (message.id, &b"Message posted"[..]);
             shard.reply(key, server::MessagePosted { success: true, message_id, message });

@@ -1,7 +1,7 @@
 //! Subscriptions: all four requests are answered by SUBSCRIBE_OK (BEHAVIOUR.md 2.18). After it there is no gap: what
 //! commits later is delivered, what committed earlier is in a list asked for afterwards.
 
-use super::channels::{enter, may_enter, refuse_place, NOT_A_PARTICIPANT};
+use super::channels::{NOT_A_PARTICIPANT, enter, may_enter, refuse_place};
 use crate::ids::{ChannelId, MessageId};
 use crate::shard::Shard;
 use crate::shard::session::{SessionKey, ThreadSubscription};

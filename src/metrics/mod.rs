@@ -146,7 +146,11 @@ impl Metrics {
 
     /// Sessions open now, begun since the start, and ended since then.
     pub fn session_counts(&self) -> (u64, u64, u64) {
-        let (opened, closed) = self.shards.iter().map(ShardMetrics::opened_and_closed).fold((0, 0), |sum, shard| (sum.0 + shard.0, sum.1 + shard.1));
+        let (opened, closed) = self
+            .shards
+            .iter()
+            .map(ShardMetrics::opened_and_closed)
+            .fold((0, 0), |sum, shard| (sum.0 + shard.0, sum.1 + shard.1));
         (opened.saturating_sub(closed), opened, closed)
     }
 

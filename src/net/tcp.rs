@@ -52,7 +52,8 @@ pub fn now() -> Now {
 /// # Errors
 /// When the runtime cannot be built.
 pub fn run(parts: Parts, health: &Arc<Health>) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build_local(Default::default())?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build_local(Default::default())?;
     let core = Rc::new(Core {
         bus: Arc::clone(&parts.bus),
         id: parts.id,
@@ -108,7 +109,8 @@ impl Connection {
 impl Core {
     async fn drive(self: &Rc<Self>) {
         loop {
-            let due = self.shard.borrow().due().map(|due| Duration::from_millis(due.saturating_sub(clock::monotonic_ms())));
+            let due =
+                self.shard.borrow().due().map(|due| Duration::from_millis(due.saturating_sub(clock::monotonic_ms())));
             tokio::select! {
                 biased;
                 () = self.bus.ready(self.id) => {}
@@ -280,9 +282,11 @@ impl Core {
         // A failed write ends a session, and its end is news for the other shards.
         shard.end_turn();
         let departed = shard.take_departed();
-        let wanted: Vec<_> = self.paused.borrow_mut().extract_if(.., |key| {
-            shard.clients.get(*key).is_none() || shard.wants_input(*key)
-        }).collect();
+        let wanted: Vec<_> = self
+            .paused
+            .borrow_mut()
+            .extract_if(.., |key| shard.clients.get(*key).is_none() || shard.wants_input(*key))
+            .collect();
         drop(shard);
         departed.into_iter().for_each(|departed| self.see_off(departed));
         wanted.into_iter().filter_map(|key| self.connection(key)).for_each(|connection| connection.wake());

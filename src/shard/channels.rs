@@ -45,11 +45,7 @@ impl Channels {
     ///
     /// # Errors
     /// [`NoPlace`] when the channel does not exist, or the subchannel is not one of it.
-    pub fn place(
-        &self,
-        channel: ChannelId,
-        subchannel: Option<ChannelId>,
-    ) -> Result<(&Channel, Spelling), NoPlace> {
+    pub fn place(&self, channel: ChannelId, subchannel: Option<ChannelId>) -> Result<(&Channel, Spelling), NoPlace> {
         let outer = self.get(channel).ok_or(NoPlace::Channel)?;
         let Some(subchannel) = subchannel else { return Ok((outer, Spelling::Own)) };
         let inner = self.get(subchannel).filter(|inner| inner.parent == Some(channel));

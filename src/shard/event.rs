@@ -25,8 +25,14 @@ pub enum ShardEvent {
     Accepted(Box<Accepted>),
     /// A commit, in commit order.
     Committed(Batch),
-    Answered { token: u64, answer: Answer },
-    Hashed { token: u64, outcome: HashOutcome },
+    Answered {
+        token: u64,
+        answer: Answer,
+    },
+    Hashed {
+        token: u64,
+        outcome: HashOutcome,
+    },
     /// What became of sessions on another shard.
     Peers(Arc<[PeerChange]>),
     /// Tell every client, then end (BEHAVIOUR.md 1.11).

@@ -29,8 +29,8 @@ pub use event::{Accepted, Bus, ShardEvent};
 use outbox::{Broadcast, Encoder, Flushed, Outbox, Segment};
 pub use publish::{created, subchannel_created_text};
 use rate::SlidingWindow;
-use roster::{PeerChange, Repeat, Roster};
 pub use roster::Person;
+use roster::{PeerChange, Repeat, Roster};
 use session::{Flight, PresenceGate, Session, SessionKey, Waiting};
 pub use settings::ChatSettings;
 use topics::{Listener, Spelling, Topics};
@@ -202,7 +202,10 @@ impl Clients {
     ///
     /// # Panics
     /// When it does not: our bug, which ends the session that was being served.
-    #[expect(clippy::expect_used, reason = "a handler outliving its session is our bug; the panic ends that session only")]
+    #[expect(
+        clippy::expect_used,
+        reason = "a handler outliving its session is our bug; the panic ends that session only"
+    )]
     pub fn session(&mut self, key: SessionKey) -> &mut Session {
         self.sessions.get_mut(key.0 as usize).expect("handlers run only for live sessions")
     }
@@ -426,7 +429,9 @@ impl Shard {
 
     fn apply_peer(&mut self, change: &PeerChange) {
         match change {
-            PeerChange::Session { session, person, repeat } => self.note_person(*session, None, person.clone(), *repeat),
+            PeerChange::Session { session, person, repeat } => {
+                self.note_person(*session, None, person.clone(), *repeat)
+            }
             PeerChange::Subscribers { channel, delta } => self.roster.add_subscribers(*channel, *delta),
         }
     }
@@ -689,7 +694,12 @@ impl Shard {
     }
 
     /// Hashes or verifies a password; `next` gets the outcome. No further frame of the session is handled before.
-    pub fn hash(&mut self, key: SessionKey, job: HashJob, next: impl FnOnce(&mut Self, SessionKey, HashOutcome) + 'static) {
+    pub fn hash(
+        &mut self,
+        key: SessionKey,
+        job: HashJob,
+        next: impl FnOnce(&mut Self, SessionKey, HashOutcome) + 'static,
+    ) {
         let ticket = self.ticket(key);
         if self.passwords.submit(ticket, job).is_err() {
             return next(self, key, HashOutcome::Busy);

@@ -223,9 +223,11 @@ impl Outbox {
         if let (None, [only]) = (&self.spill, self.segments.as_slice()) {
             return write(&[IoSlice::new(&only.chunk.borrow()[only.start..only.end])]);
         }
-        let chunks: SmallVec<[_; 8]> = self.segments.iter().take(SLICES_MAX).map(|segment| segment.chunk.borrow()).collect();
+        let chunks: SmallVec<[_; 8]> =
+            self.segments.iter().take(SLICES_MAX).map(|segment| segment.chunk.borrow()).collect();
         let spilled = self.spill.iter().map(|spill| IoSlice::new(&spill.bytes[spill.sent..]));
-        let shared = self.segments.iter().zip(&chunks).map(|(segment, chunk)| IoSlice::new(&chunk[segment.start..segment.end]));
+        let shared =
+            self.segments.iter().zip(&chunks).map(|(segment, chunk)| IoSlice::new(&chunk[segment.start..segment.end]));
         let slices: SmallVec<[_; 8]> = spilled.chain(shared).take(SLICES_MAX).collect();
         write(&slices)
     }
@@ -320,7 +322,12 @@ mod tests {
             outbox.push(&encoder.encode(Class::Plain, &pong(value)).unwrap(), 0).unwrap();
         }
         let mut writes = 0;
-        outbox.flush(|slices| { writes += 1; Ok(slices.iter().map(|slice| slice.len()).sum()) }).unwrap();
+        outbox
+            .flush(|slices| {
+                writes += 1;
+                Ok(slices.iter().map(|slice| slice.len()).sum())
+            })
+            .unwrap();
         assert_eq!((writes, outbox.is_empty()), (1, true));
     }
 

@@ -164,7 +164,9 @@ impl Shard {
                 PresenceGate::Snapshot => {
                     let everybody = everybody.get_or_insert_with(|| {
                         let mut run = Run::default();
-                        self.roster.people().for_each(|(id, person)| run.add(&mut self.clients.encoder, id, person, true));
+                        self.roster
+                            .people()
+                            .for_each(|(id, person)| run.add(&mut self.clients.encoder, id, person, true));
                         run
                     });
                     everybody.0.iter().for_each(|segment| self.clients.push(*key, segment));

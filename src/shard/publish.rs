@@ -18,7 +18,8 @@ impl Shard {
         match event {
             Event::Posted(message) => self.publish_post(message),
             Event::Edited { message, channel, thread_root, edited_at, content } => {
-                let edited = server::Edited { message_id: *message, edited_at: *edited_at, new_content: content, message: b"" };
+                let edited =
+                    server::Edited { message_id: *message, edited_at: *edited_at, new_content: content, message: b"" };
                 self.publish_change(*channel, *thread_root, author, server::MessageEdited { outcome: Ok(edited) });
             }
             Event::Deleted { message, channel, thread_root, deleted_at, placeholder } => {
@@ -115,7 +116,8 @@ impl Shard {
         }
         for key in self.clients.keys().collect::<Vec<_>>() {
             let session = self.clients.session(key);
-            let orphaned: Vec<_> = session.threads().iter().filter(|thread| thread.channel == channel).copied().collect();
+            let orphaned: Vec<_> =
+                session.threads().iter().filter(|thread| thread.channel == channel).copied().collect();
             let was_joined = session.joined.is_some_and(|(joined, _)| joined == channel);
             orphaned.iter().for_each(|thread| self.unsubscribe_thread(key, thread.root));
             if was_joined {

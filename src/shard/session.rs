@@ -54,9 +54,13 @@ pub struct SignedIn {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PresenceGate {
     /// Nothing yet; the roster's version at connecting.
-    Held { since: u64 },
+    Held {
+        since: u64,
+    },
     /// The first request was answered: at the next tick the session is told what changed meanwhile.
-    Opening { since: u64 },
+    Opening {
+        since: u64,
+    },
     /// The next tick sends the whole roster: a nickname was set, or somebody signed in.
     Snapshot,
     Open,

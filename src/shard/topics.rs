@@ -78,7 +78,8 @@ impl Topics {
 
     /// The session used another spelling of a place: its later frames follow it, those of threads there too.
     pub fn respell(&mut self, channel: ChannelId, threads: &[MessageId], listener: Listener) {
-        let places = [&mut self.channels, &mut self.joined].into_iter().filter_map(|audience| audience.get_mut(&channel));
+        let places =
+            [&mut self.channels, &mut self.joined].into_iter().filter_map(|audience| audience.get_mut(&channel));
         let followed = self.threads.iter_mut().filter(|(root, _)| threads.contains(root)).map(|(_, audience)| audience);
         for listeners in places.chain(followed) {
             if let Some(known) = find(listeners, listener.key) {

@@ -98,10 +98,12 @@ const HAS_ALIAS: &str = "EXISTS (SELECT 1 FROM scd_login_alias WHERE scd_login_a
 pub(super) fn by_nickname(conn: &Connection, nickname: &Name, now: i64) -> rusqlite::Result<Answer> {
     let account = row::first(
         conn,
-        &format!("SELECT id, nickname, user_flags, password_hash, 0, {HAS_ALIAS} FROM User WHERE nickname = ?1
+        &format!(
+            "SELECT id, nickname, user_flags, password_hash, 0, {HAS_ALIAS} FROM User WHERE nickname = ?1
          UNION ALL
          SELECT id, nickname, user_flags, password_hash, 1, {HAS_ALIAS}
-         FROM scd_login_alias JOIN User ON User.id = scd_login_alias.user_id WHERE login_name = ?1"),
+         FROM scd_login_alias JOIN User ON User.id = scd_login_alias.user_id WHERE login_name = ?1"
+        ),
         [Text(nickname)],
         account,
     )?;
