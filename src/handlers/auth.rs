@@ -247,7 +247,7 @@ fn register(shard: &mut Shard, key: SessionKey, nickname: Name, password_hash: B
             let text = format!("Successfully registered {}!", lossy(&nickname));
             let registered = server::Registered { user_id: user, message: text.as_bytes() };
             shard.reply(key, server::RegisterResponse { outcome: Ok(registered) });
-            shard.announce(key, REPEAT);
+            shard.announce(key, Repeat { server: true, channel: false });
         }
         Err(Refusal::NicknameTaken) => refuse_registration(shard, key, "Nickname already registered"),
         Ok(_) | Err(_) => shard.error(key, ErrorCode::Database, "Database error"),

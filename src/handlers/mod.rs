@@ -3,6 +3,7 @@
 //! A handler checks the session first, then does one thing: answers, asks the store, or hands a command to the writer.
 //! It never waits; what goes on after an answer is the closure it leaves behind.
 
+pub mod admin;
 pub mod auth;
 pub mod channels;
 pub mod messages;
@@ -32,6 +33,12 @@ pub fn dispatch(shard: &mut Shard, key: SessionKey, code: u8, payload: &[u8]) {
     {
         return shard.error(key, ErrorCode::AuthRequired, refusal);
     }
+    if admin::refuse_unless_admin(shard, key, code) {
+        return;
+    }
+    if directory_required(code) {
+        return shard.error(key, ErrorCode::UnsupportedVersion, "Directory mode not enabled on this server");
+    }
     match ClientMessage::read(code, payload) {
         Ok(message) => handle(shard, key, message),
         Err(error) => unreadable(shard, key, code, payload, error),
@@ -47,7 +54,19 @@ fn within_rate(shard: &mut Shard, key: SessionKey) -> bool {
 
 /// Requests that are refused to visitors before they are read (WIRE.md 8).
 fn account_required(code: u8) -> Option<&'static str> {
-    (code == client::ChangePassword::CODE).then_some("Must be authenticated to change password")
+    match code {
+        client::ChangePassword::CODE => Some("Must be authenticated to change password"),
+        client::AddSshKey::CODE => Some("Must be authenticated to add SSH key"),
+        client::ListSshKeys::CODE => Some("Must be authenticated to list SSH keys"),
+        client::UpdateSshKeyLabel::CODE => Some("Must be authenticated to update SSH key"),
+        client::DeleteSshKey::CODE => Some("Must be authenticated to delete SSH key"),
+        _ => None,
+    }
+}
+
+/// Requests that only a directory reads (WIRE.md 8).
+fn directory_required(code: u8) -> bool {
+    matches!(code, client::RegisterServer::CODE | client::Heartbeat::CODE)
 }
 
 /// Every message has its function; one that a part of the server does not serve yet says so.
@@ -92,11 +111,9 @@ fn handle(shard: &mut Shard, key: SessionKey, message: ClientMessage<'_>) {
         ClientMessage::VerifyResponse(_) => {
             shard.error(key, ErrorCode::InvalidInput, "No pending verification");
         }
-        ClientMessage::RegisterServer(_) | ClientMessage::Heartbeat(_) => {
-            shard.error(key, ErrorCode::UnsupportedVersion, "Directory mode not enabled on this server");
-        }
-
-        ClientMessage::StartDm(_)
+        ClientMessage::RegisterServer(_)
+        | ClientMessage::Heartbeat(_)
+        | ClientMessage::StartDm(_)
         | ClientMessage::ProvidePublicKey(_)
         | ClientMessage::AllowUnencrypted(_)
         | ClientMessage::DeclineDm(_)
@@ -142,10 +159,22 @@ fn unreadable(shard: &mut Shard, key: SessionKey, code: u8, payload: &[u8], erro
         (client::CreateChannel::CODE, _) => channels::refuse_channel(shard, key, "Invalid request format"),
         (client::CreateSubchannel::CODE, _) => channels::refuse_subchannel(shard, key, "Invalid request format"),
         (client::PostMessage::CODE | client::EditMessage::CODE, WireError::TooLong) => messages::too_long(shard, key),
-        (client::GetSubchannels::CODE, _) => shard.error(key, ErrorCode::InvalidFormat, "Invalid request format"),
-        (client::ChangePassword::CODE, _) => {
-            shard.error(key, ErrorCode::InvalidFormat, "Invalid change password request");
-        }
-        _ => shard.error(key, ErrorCode::InvalidFormat, "Invalid message format"),
+        _ => shard.error(key, ErrorCode::InvalidFormat, unreadable_text(code)),
+    }
+}
+
+/// The words of ERROR 1000, by request.
+fn unreadable_text(code: u8) -> &'static str {
+    match code {
+        client::GetSubchannels::CODE
+        | client::AddSshKey::CODE
+        | client::UpdateSshKeyLabel::CODE
+        | client::DeleteSshKey::CODE => "Invalid request format",
+        client::ChangePassword::CODE => "Invalid change password request",
+        client::StartDm::CODE => "Invalid START_DM format",
+        client::ProvidePublicKey::CODE => "Invalid PROVIDE_PUBLIC_KEY format",
+        client::AllowUnencrypted::CODE => "Invalid ALLOW_UNENCRYPTED format",
+        client::DeclineDm::CODE => "Invalid DECLINE_DM format",
+        _ => "Invalid message format",
     }
 }

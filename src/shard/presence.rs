@@ -106,11 +106,13 @@ impl Shard {
     /// The first request was handled, or there is a reason to send the whole roster.
     pub(super) fn open_presence(&mut self, key: SessionKey, gate: PresenceGate) {
         let Some(session) = self.clients.get_mut(key) else { return };
-        if session.presence == PresenceGate::Snapshot {
-            return;
+        let waits_already = matches!(session.presence, PresenceGate::Snapshot | PresenceGate::Opening { .. });
+        if session.presence != PresenceGate::Snapshot {
+            session.presence = gate;
         }
-        session.presence = gate;
-        self.pending.opening.push(key);
+        if !waits_already {
+            self.pending.opening.push(key);
+        }
         self.pending.arm(self.now.mono);
     }
 
@@ -119,15 +121,7 @@ impl Shard {
         let pending = std::mem::take(&mut self.pending);
         let changes = self.server_changes(&pending);
         self.greet(&pending.opening);
-        if !changes.is_empty() {
-            let keys: Vec<_> = self.clients.keys().collect();
-            for key in keys {
-                let Some(session) = self.clients.get(key) else { continue };
-                if session.presence == PresenceGate::Open && !pending.opening.contains(&key) {
-                    changes.iter().for_each(|segment| self.clients.push(key, segment));
-                }
-            }
-        }
+        self.tell_everybody(&changes);
         for key in &pending.opening {
             if let Some(session) = self.clients.get_mut(*key) {
                 session.presence = PresenceGate::Open;
@@ -138,8 +132,25 @@ impl Shard {
         }
     }
 
-    fn server_changes(&mut self, pending: &Pending) -> Vec<Segment> {
-        let mut run = Run::default();
+    /// Whoever is greeted in this tick learns by that who is here, but may have heard of those who left before.
+    fn tell_everybody(&mut self, changes: &Changes) {
+        if changes.arrived.0.is_empty() && changes.gone.0.is_empty() {
+            return;
+        }
+        for key in self.clients.keys().collect::<Vec<_>>() {
+            let gate = self.clients.get(key).map(|session| session.presence);
+            if gate == Some(PresenceGate::Open) {
+                changes.arrived.0.iter().for_each(|segment| self.clients.push(key, segment));
+            }
+            if !matches!(gate, None | Some(PresenceGate::Held { .. })) {
+                changes.gone.0.iter().for_each(|segment| self.clients.push(key, segment));
+            }
+        }
+    }
+
+    fn server_changes(&mut self, pending: &Pending) -> Changes {
+        let mut changes = Changes::default();
+        let encoder = &mut self.clients.encoder;
         for (session, change) in &pending.sessions {
             let after = self.roster.get(*session);
             let same = |before: &Person, after: &Person| {
@@ -148,11 +159,11 @@ impl Shard {
             match (&change.before, after) {
                 (None, None) => {}
                 (Some(before), Some(after)) if same(before, after) && !change.repeat => {}
-                (_, Some(after)) => run.add(&mut self.clients.encoder, *session, after, true),
-                (Some(before), None) => run.add(&mut self.clients.encoder, *session, before, false),
+                (_, Some(after)) => changes.arrived.add(encoder, *session, after, true),
+                (Some(before), None) => changes.gone.add(encoder, *session, before, false),
             }
         }
-        run.0
+        changes
     }
 
     /// Newcomers get the whole roster, themselves included; sessions that were held back what changed meanwhile.
@@ -235,6 +246,13 @@ pub fn spell(channel: ChannelId, parent: Option<ChannelId>, spelling: Spelling) 
         (Spelling::Pair, Some(parent)) => (parent, Some(channel)),
         _ => (channel, None),
     }
+}
+
+/// What a tick tells of the sessions.
+#[derive(Debug, Default)]
+struct Changes {
+    arrived: Run,
+    gone: Run,
 }
 
 /// SERVER_PRESENCE frames back to back. They are too small to be compressed, so one class serves everybody.
