@@ -11,7 +11,7 @@ use crate::net::Admission;
 use crate::store::{Actor, FLAG_ADMIN, Name};
 use crate::wire::frame::PeerVersion;
 
-/// A session's place in its shard. Only meaningful while the session lives; a [`super::token`] also says which one.
+/// A session's place in its shard. Only meaningful while the session lives; the `token` of a ticket also says which one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionKey(pub u32);
 

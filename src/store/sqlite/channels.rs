@@ -43,10 +43,10 @@ pub(super) fn create(scope: &Scope<'_>, new: &NewChannel) -> Result<Event, Failu
     );
     match created {
         Ok(id) => Ok(Event::ChannelCreated(as_stored(ChannelId::from_sql(id.unwrap_or_default()), new))),
-        Err(error) => Err(row::constraint(UNIQUE, Refusal::NameTaken)(error)).or_else(|failure| match failure {
+        Err(error) => Err(match row::constraint(UNIQUE, Refusal::NameTaken)(error) {
             // The parent was just found, so it is the creator who is gone.
-            Failure::Storage(error) => Err(row::constraint(FOREIGN_KEY, Refusal::UserNotFound)(error)),
-            refused => Err(refused),
+            Failure::Storage(error) => row::constraint(FOREIGN_KEY, Refusal::UserNotFound)(error),
+            refused => refused,
         }),
     }
 }
