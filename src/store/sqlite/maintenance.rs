@@ -16,8 +16,9 @@ use super::open::{OpenError, Origin};
 use super::queue::Queue;
 use super::repair::repair_thread_roots;
 use super::row;
-use super::writer::{Job, Task, Work};
+use super::writer::{Job, Order, Task, Work};
 use super::{Clock, Observe, Retention};
+use crate::store::Refusal;
 
 /// How often sizes are looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -36,7 +37,7 @@ const DISCOVERED_SERVER_DAYS: i64 = 7;
 pub(super) struct Maintenance {
     pub(super) conn: Connection,
     pub(super) path: PathBuf,
-    pub(super) queue: Arc<Queue<Job>>,
+    pub(super) queue: Arc<Queue<Order>>,
     /// Disconnected when it is time to stop.
     pub(super) stop: Receiver<()>,
     pub(super) clock: Arc<dyn Clock>,
@@ -127,7 +128,7 @@ impl Maintenance {
 
     /// One batch of a chore; what is left to do of it.
     fn advance(&self, chore: Chore) -> Option<Chore> {
-        let changed = match self.write(chore.work())? {
+        let changed = match self.write(chore)? {
             Ok(changed) => changed,
             // Reported by the writer; the next round tries again.
             Err(_) => return None,
@@ -149,9 +150,14 @@ impl Maintenance {
     }
 
     /// `None` when the writer is gone.
-    fn write(&self, work: Work) -> Option<Result<usize, crate::store::Refusal>> {
+    fn write(&self, chore: Chore) -> Option<Result<usize, Refusal>> {
         let (done, result) = sync_channel(1);
-        self.queue.push_reserved(Job::Task(Task { work, done })).ok()?;
+        let task = Task { work: chore.work(), done };
+        let order = match chore {
+            Chore::RepairRoots => Order::Alone(task),
+            _ => Order::Shared(Job::Task(task)),
+        };
+        self.queue.push_reserved(order).ok()?;
         result.recv().ok()
     }
 
@@ -227,17 +233,20 @@ fn expired_root(conn: &Connection, channel: i64, oldest_kept: i64) -> rusqlite::
 }
 
 fn remove_from_thread(conn: &Connection, root: i64, budget: usize) -> rusqlite::Result<usize> {
-    let replies = row::execute(
+    let mut newest = row::all(
         conn,
-        "DELETE FROM Message WHERE id IN (
-             SELECT id FROM Message INDEXED BY idx_messages_thread_root
-             WHERE thread_root_id = ?1 AND id <> ?1 ORDER BY id DESC LIMIT ?2)",
+        "SELECT id FROM Message INDEXED BY idx_messages_thread_root
+         WHERE thread_root_id = ?1 AND id <> ?1 ORDER BY id DESC LIMIT ?2",
         params![root, i64::try_from(budget).unwrap_or(i64::MAX)],
+        |row| row::number(row, 0),
     )?;
-    if replies == budget {
-        return Ok(replies);
+    if newest.len() < budget {
+        newest.push(root);
     }
-    Ok(replies + row::execute(conn, "DELETE FROM Message WHERE id = ?1", [root])?)
+    for id in &newest {
+        row::execute(conn, "DELETE FROM Message WHERE id = ?1", [id])?;
+    }
+    Ok(newest.len())
 }
 
 /// How many messages a clean-up would remove.

@@ -35,6 +35,14 @@ const WAL_BYTES_MAX: u64 = 64 << 20;
 const FAILURES_PER_BATCH_MAX: u32 = 16;
 
 /// Something for the writer to do.
+pub(super) enum Order {
+    /// In one transaction with others.
+    Shared(Job),
+    /// Between transactions: it makes its own.
+    Alone(Task),
+}
+
+/// A part of a shared transaction.
 pub(super) enum Job {
     Command(Submission),
     Task(Task),
@@ -64,7 +72,7 @@ pub(super) struct Writer {
     /// Given up after the connection above is closed.
     _lock: DatabaseLock,
     wal: PathBuf,
-    queue: Arc<Queue<Job>>,
+    queue: Arc<Queue<Order>>,
     deliver: Arc<dyn Deliver>,
     clock: Arc<dyn Clock>,
     observe: Arc<dyn Observe>,
@@ -93,7 +101,7 @@ struct Aborted {
 
 /// What the writer needs from outside.
 pub(super) struct Inputs {
-    pub(super) queue: Arc<Queue<Job>>,
+    pub(super) queue: Arc<Queue<Order>>,
     pub(super) channels: Vec<Channel>,
     pub(super) deliver: Arc<dyn Deliver>,
     pub(super) clock: Arc<dyn Clock>,
@@ -122,11 +130,11 @@ impl Writer {
 
     /// Works until the queue is closed and empty.
     pub(super) fn run(mut self) {
-        let mut jobs = Vec::new();
+        let mut orders = Vec::new();
         self.notice_other_programs();
         loop {
-            match self.queue.take(WRITER_BATCH_MAX, POLL_INTERVAL, &mut jobs) {
-                Taken::Items => self.process(std::mem::take(&mut jobs)),
+            match self.queue.take(WRITER_BATCH_MAX, POLL_INTERVAL, &mut orders) {
+                Taken::Items => self.process(&mut orders),
                 Taken::Nothing => (),
                 Taken::Closed => break,
             }
@@ -135,8 +143,30 @@ impl Writer {
         self.checkpoint();
     }
 
-    fn process(&mut self, jobs: Vec<Job>) {
+    fn process(&mut self, orders: &mut Vec<Order>) {
         self.observe.queue_depth(self.queue.len());
+        let mut shared = Vec::with_capacity(orders.len());
+        let mut alone = Vec::new();
+        for order in orders.drain(..) {
+            match order {
+                Order::Shared(job) => shared.push(job),
+                Order::Alone(task) => alone.push(task),
+            }
+        }
+        self.process_together(shared);
+        alone.into_iter().for_each(|task| self.process_alone(task));
+    }
+
+    fn process_alone(&mut self, task: Task) {
+        let result = (task.work)(&self.conn, self.clock.wall_ms());
+        let result = result.inspect_err(|error| self.report(error));
+        task.finish(result.map_err(|_| Refusal::Database));
+    }
+
+    fn process_together(&mut self, jobs: Vec<Job>) {
+        if jobs.is_empty() {
+            return;
+        }
         let mut results = Results::with_capacity(jobs.len());
         self.commit(&jobs, &mut 0, &mut results);
         let mut outcomes = Vec::with_capacity(jobs.len());
@@ -146,7 +176,7 @@ impl Writer {
                     let result = result.and_then(Done::into_event);
                     outcomes.push(Outcome { ticket: Some(ticket), result });
                 }
-                (Job::Task(task), result) => task.finish(result),
+                (Job::Task(task), result) => task.finish(result.map(Done::into_rows)),
             }
         }
         self.publish(outcomes);
@@ -338,14 +368,17 @@ impl Done {
             Self::Rows(_) => Err(Refusal::Database),
         }
     }
+
+    fn into_rows(self) -> usize {
+        match self {
+            Self::Rows(rows) => rows,
+            Self::Event(_) => 0,
+        }
+    }
 }
 
 impl Task {
-    fn finish(self, result: Result<Done, Refusal>) {
-        let rows = result.map(|done| match done {
-            Done::Rows(rows) => rows,
-            Done::Event(_) => 0,
-        });
+    fn finish(self, rows: Result<usize, Refusal>) {
         self.done.try_send(rows).ok();
     }
 }
