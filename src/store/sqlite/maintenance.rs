@@ -18,7 +18,6 @@ use super::repair::repair_thread_roots;
 use super::row;
 use super::writer::{Job, Order, Task, Work};
 use super::{Clock, Observe, Retention};
-use crate::store::Refusal;
 
 /// How often sizes are looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -51,7 +50,11 @@ pub(super) struct Maintenance {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Chore {
     RepairRoots,
-    CleanMessages { cleaned: usize },
+    /// Tells what a clean-up would take from a file that is not of our making.
+    Announce(Cleaning),
+    CleanMessages {
+        cleaned: usize,
+    },
     ForgetReadStates,
     Prune,
 }
@@ -80,26 +83,19 @@ impl Maintenance {
     /// Works until told to stop.
     pub(super) fn run(self) {
         let cleaning = cleaning(self.retention.enforce, self.origin);
-        self.announce(cleaning);
         let interval = self.retention.interval.max(TICK);
-        let mut chores = VecDeque::from([Chore::RepairRoots, Chore::ForgetReadStates, Chore::Prune]);
-        if cleaning == Cleaning::Now {
-            chores.push_back(Chore::CleanMessages { cleaned: 0 });
-        }
+        let mut chores = VecDeque::from(round(cleaning, true));
         let mut looked_at = None;
-        let mut cleaned_at = self.clock.monotonic();
+        let mut round_at = self.clock.monotonic();
         while !self.is_stopped(if chores.is_empty() { TICK } else { Duration::ZERO }) {
             let now = self.clock.monotonic();
             if looked_at.is_none_or(|at| now.saturating_sub(at) >= TICK) {
                 looked_at = Some(now);
                 self.look_after_sizes();
             }
-            if now.saturating_sub(cleaned_at) >= interval {
-                cleaned_at = now;
-                chores.extend([Chore::RepairRoots, Chore::ForgetReadStates, Chore::Prune]);
-                if matches!(cleaning, Cleaning::Now | Cleaning::AfterAnInterval) {
-                    chores.push_back(Chore::CleanMessages { cleaned: 0 });
-                }
+            if chores.is_empty() && now.saturating_sub(round_at) >= interval {
+                round_at = now;
+                chores.extend(round(cleaning, false));
             }
             if let Some(chore) = chores.pop_front()
                 && let Some(rest) = self.advance(chore)
@@ -128,11 +124,16 @@ impl Maintenance {
 
     /// One batch of a chore; what is left to do of it.
     fn advance(&self, chore: Chore) -> Option<Chore> {
-        let changed = match self.write(chore)? {
-            Ok(changed) => changed,
-            // Reported by the writer; the next round tries again.
-            Err(_) => return None,
-        };
+        let changed = match chore {
+            Chore::RepairRoots => self.write(Order::Alone, Box::new(|conn, _| repair_thread_roots(conn, BATCH))),
+            Chore::CleanMessages { .. } => self.write(shared, Box::new(|conn, now| clean_messages(conn, now, BATCH))),
+            Chore::ForgetReadStates => self.write(shared, Box::new(|conn, now| forget_read_states(conn, now, BATCH))),
+            Chore::Prune => self.write(shared, Box::new(prune)),
+            Chore::Announce(cleaning) => {
+                self.announce(cleaning);
+                None
+            }
+        }?;
         match chore {
             Chore::RepairRoots if changed < BATCH => {
                 self.repaired.store(true, Ordering::Release);
@@ -149,23 +150,14 @@ impl Maintenance {
         }
     }
 
-    /// `None` when the writer is gone.
-    fn write(&self, chore: Chore) -> Option<Result<usize, Refusal>> {
+    /// How many rows it changed. `None` when the writer is gone, or has failed and reported it: the next round tries again.
+    fn write(&self, order: fn(Task) -> Order, work: Work) -> Option<usize> {
         let (done, result) = sync_channel(1);
-        let task = Task { work: chore.work(), done };
-        let order = match chore {
-            Chore::RepairRoots => Order::Alone(task),
-            _ => Order::Shared(Job::Task(task)),
-        };
-        self.queue.push_reserved(order).ok()?;
-        result.recv().ok()
+        self.queue.push_reserved(order(Task { work, done })).ok()?;
+        result.recv().ok()?.ok()
     }
 
-    /// Tells what a clean-up would take from a file that is not of our making.
     fn announce(&self, cleaning: Cleaning) {
-        if !matches!(cleaning, Cleaning::AfterAnInterval | Cleaning::Unasked) {
-            return;
-        }
         match (expired(&self.conn, self.clock.wall_ms()), cleaning) {
             (Ok(0), _) => (),
             (Ok(messages), Cleaning::AfterAnInterval) => {
@@ -190,15 +182,19 @@ fn cleaning(enforce: Option<bool>, origin: Origin) -> Cleaning {
     }
 }
 
-impl Chore {
-    fn work(self) -> Work {
-        match self {
-            Self::RepairRoots => Box::new(|conn, _| repair_thread_roots(conn, BATCH)),
-            Self::CleanMessages { .. } => Box::new(|conn, now| clean_messages(conn, now, BATCH)),
-            Self::ForgetReadStates => Box::new(|conn, now| forget_read_states(conn, now, BATCH)),
-            Self::Prune => Box::new(prune),
-        }
-    }
+/// The repair first: what follows goes by thread roots.
+fn round(cleaning: Cleaning, is_first: bool) -> Vec<Chore> {
+    let mut chores = vec![Chore::RepairRoots, Chore::ForgetReadStates, Chore::Prune];
+    chores.extend(match (cleaning, is_first) {
+        (Cleaning::Now, _) | (Cleaning::AfterAnInterval, false) => Some(Chore::CleanMessages { cleaned: 0 }),
+        (Cleaning::AfterAnInterval | Cleaning::Unasked, true) => Some(Chore::Announce(cleaning)),
+        (Cleaning::Unasked, false) | (Cleaning::Never, _) => None,
+    });
+    chores
+}
+
+fn shared(task: Task) -> Order {
+    Order::Shared(Job::Task(task))
 }
 
 /// Removes at most about `budget` messages of threads whose root is older than its channel keeps it, whatever the age of
