@@ -861,7 +861,7 @@ fn nicknames_are_taken_in_every_case_of_their_letters() {
     assert!(server.write(register("ann2")).is_ok());
     assert_eq!(server.account("ann").0, None);
     let expected =
-        Account { id: UserId(2), nickname: name("ann2"), flags: 1, password_hash: "h".into(), by_alias: false };
+        Account { id: UserId(2), nickname: name("ann2"), flags: 1, password_hash: "h".into(), has_alias: false };
     assert_eq!(server.account("ann2").0, Some(expected.clone()));
     assert_eq!(account(server.ask(Query::AccountById { user: UserId(2) })).0, Some(expected));
     assert_eq!(account(server.ask(Query::AccountById { user: UserId(9) })), (None, None));
@@ -882,20 +882,20 @@ fn signing_in_writes_time_and_flags() {
 fn a_renamed_account_signs_in_by_the_name_of_its_password() {
     let server = Server::new();
     let (ann, eve) = (server.register("ann"), server.register("eve"));
-    let by_alias = |nickname| server.account(nickname).0.map(|account| (account.nickname.to_vec(), account.by_alias));
+    let has_alias = |nickname| server.account(nickname).0.map(|account| (account.nickname.to_vec(), account.has_alias));
     server.write(rename(&ann, "anna")).unwrap();
-    assert_eq!(by_alias("anna"), Some((b"anna".to_vec(), false)));
-    assert_eq!(by_alias("ann"), Some((b"anna".to_vec(), true)));
+    assert_eq!(has_alias("anna"), Some((b"anna".to_vec(), true)));
+    assert_eq!(has_alias("ann"), Some((b"anna".to_vec(), true)));
     let register = |nickname| Command::Register { nickname: name(nickname), password_hash: "h".into(), flags: 0 };
     assert_eq!(server.refusal(register("ann")), Refusal::NicknameTaken);
     assert_eq!(server.refusal(register("ANN")), Refusal::NicknameTaken);
     assert_eq!(server.refusal(rename(&eve, "ann")), Refusal::NicknameTaken);
     assert_eq!(server.refusal(rename(&eve, "ANNA")), Refusal::NicknameTaken);
     server.write(rename(&ann, "anja")).unwrap();
-    assert_eq!(by_alias("ann"), Some((b"anja".to_vec(), true)));
-    assert_eq!(by_alias("anna"), None);
+    assert_eq!(has_alias("ann"), Some((b"anja".to_vec(), true)));
+    assert_eq!(has_alias("anna"), None);
     server.write(rename(&ann, "ann")).unwrap();
-    assert_eq!(by_alias("ann"), Some((b"ann".to_vec(), false)));
+    assert_eq!(has_alias("ann"), Some((b"ann".to_vec(), false)));
     assert_eq!(value::<i64>(&server.shell(), "SELECT count(*) FROM scd_login_alias"), 0);
     assert!(server.write(rename(&ann, "Ann")).is_ok());
     let nobody = Actor { user: Some(UserId(99)), ..bo() };
