@@ -35,7 +35,7 @@ pub const READER_QUEUE_MAX: usize = 4096;
 pub const SHARD_BACKLOG_MAX: usize = 1024;
 
 /// Posts of one session that may wait for their commit at once; more wait unread in its socket.
-pub const POSTS_IN_FLIGHT_MAX: u16 = 256;
+pub const POSTS_IN_FLIGHT_MAX: usize = 256;
 
 /// Posts by visitors whose session and address are remembered, so that they can delete their own (BEHAVIOUR.md 2.15).
 pub const VISITOR_POSTS_REMEMBERED: usize = 65_536;

@@ -9,6 +9,14 @@ use superchat::config::{self, Environment, Flags};
 use superchat::wire::json::{JsonError, decode_line, encode_line};
 use superchat::{client, server};
 
+/// Unused memory goes back to the system within a second, by a thread of the allocator's own.
+#[expect(
+    unsafe_code,
+    reason = "the allocator reads its options from a symbol of this name; a slice begins with its pointer"
+)]
+#[unsafe(export_name = "_rjem_malloc_conf")]
+static ALLOCATOR_OPTIONS: &[u8] = b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
+
 /// Its sampling finds out what holds memory, in production too.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

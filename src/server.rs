@@ -261,6 +261,18 @@ fn start_metrics(shards: usize) -> Arc<Metrics> {
         Metric::DecodeErrors,
         Metric::Panics,
         Metric::Pings,
+        Metric::MessagesBroadcast,
+        Metric::BroadcastFanout,
+        Metric::BroadcastDuration,
+        Metric::PostAck,
+        Metric::RateLimitHits,
+        Metric::AuthAttempts,
+        Metric::ConnectionsRejected,
+        Metric::OutboundQueueBytes,
+        Metric::ShardLoopLag,
+        Metric::DbCommit,
+        Metric::DbBatchSize,
+        Metric::DbErrors,
     ]);
     metrics
 }

@@ -68,7 +68,7 @@ fn rename(shard: &mut Shard, key: SessionKey, signed_in: SignedIn, nickname: Nam
     shard.submit(key, Command::Rename { user, nickname }, move |shard, key, result| match result {
         Ok(Event::Renamed { nickname, .. }) => {
             let flags = shard.settings.flags_for(&nickname, signed_in.flags);
-            shard.clients.session(key).account = Some(SignedIn { flags, ..signed_in });
+            shard.clients.session(key).account = Some(SignedIn { flags, user });
             adopt(shard, key, nickname, owner);
         }
         Err(Refusal::NicknameTaken) => nickname_response(shard, key, false, IN_USE),
@@ -176,7 +176,8 @@ fn verified(shard: &mut Shard, key: SessionKey, account: Account, ban: Option<Ba
 fn signed_in(shard: &mut Shard, key: SessionKey, account: &Account, flags: u8) {
     let by_password_at = Some(shard.now.mono);
     let session = shard.clients.session(key);
-    session.account = Some(SignedIn { user: account.id, flags, by_password_at });
+    session.account = Some(SignedIn { user: account.id, flags });
+    session.busy().by_password_at = by_password_at;
     session.nickname = Some(account.nickname.clone());
     let (id, nickname) = (session.id, lossy(&account.nickname));
     info!(target: "security", session = id.0, user = %nickname,
@@ -243,7 +244,9 @@ fn register(shard: &mut Shard, key: SessionKey, nickname: Name, password_hash: B
     shard.submit(key, Command::Register { nickname, password_hash, flags }, |shard, key, result| match result {
         Ok(Event::Registered { user, nickname, flags }) => {
             let by_password_at = Some(shard.now.mono);
-            shard.clients.session(key).account = Some(SignedIn { user, flags, by_password_at });
+            let session = shard.clients.session(key);
+            session.account = Some(SignedIn { user, flags });
+            session.busy().by_password_at = by_password_at;
             let text = format!("Successfully registered {}!", lossy(&nickname));
             let registered = server::Registered { user_id: user, message: text.as_bytes() };
             shard.reply(key, server::RegisterResponse { outcome: Ok(registered) });
@@ -273,7 +276,7 @@ pub fn change_password(shard: &mut Shard, key: SessionKey, request: &client::Cha
         let Answer::Account { account: Some(account), .. } = answer else {
             return password_changed(shard, key, Some("User not found"));
         };
-        if account.password_hash.is_empty() || is_excused(shard, signed_in, &account) {
+        if account.password_hash.is_empty() || is_excused(shard, key, &account) {
             return set_password(shard, key, signed_in, new);
         }
         let job = HashJob::Verify { secret: old, stored: Some(account.password_hash) };
@@ -286,9 +289,10 @@ pub fn change_password(shard: &mut Shard, key: SessionKey, request: &client::Cha
 }
 
 /// While a former nickname still signs in, clients compute the old password's hash from the wrong name.
-fn is_excused(shard: &Shard, signed_in: SignedIn, account: &Account) -> bool {
-    let recent = |at: u64| shard.now.mono.saturating_sub(at) <= RENAMED_PASSWORD_GRACE_MS;
-    account.has_alias && signed_in.by_password_at.is_some_and(recent)
+fn is_excused(shard: &mut Shard, key: SessionKey, account: &Account) -> bool {
+    let now = shard.now.mono;
+    let recent = |at: u64| now.saturating_sub(at) <= RENAMED_PASSWORD_GRACE_MS;
+    account.has_alias && shard.clients.session(key).busy().by_password_at.is_some_and(recent)
 }
 
 fn set_password(shard: &mut Shard, key: SessionKey, signed_in: SignedIn, new: Box<[u8]>) {

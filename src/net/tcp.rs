@@ -44,7 +44,8 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// The time as a shard takes it.
 #[must_use]
 pub fn now() -> Now {
-    Now { mono: clock::monotonic_ms(), wall: clock::wall_ms() }
+    let mono_micros = u64::try_from(clock::monotonic().as_micros()).unwrap_or(u64::MAX);
+    Now { mono: mono_micros / 1000, mono_micros, wall: clock::wall_ms() }
 }
 
 /// Runs a shard on the calling thread until it is told to stop and its clients are gone.
@@ -65,6 +66,7 @@ pub fn run(parts: Parts, health: &Arc<Health>) -> io::Result<()> {
         turn: Notify::new(),
         paused: RefCell::default(),
         farewells: Cell::new(0),
+        beat_due: Cell::new(clock::monotonic_ms()),
         stopping: Cell::new(false),
     });
     runtime.block_on(core.drive());
@@ -85,6 +87,8 @@ struct Core {
     /// Sessions whose sockets are not read for the moment.
     paused: RefCell<Vec<SessionKey>>,
     farewells: Cell<usize>,
+    /// Monotonic milliseconds.
+    beat_due: Cell<u64>,
     stopping: Cell<bool>,
 }
 
@@ -109,13 +113,13 @@ impl Connection {
 impl Core {
     async fn drive(self: &Rc<Self>) {
         loop {
-            let due =
-                self.shard.borrow().due().map(|due| Duration::from_millis(due.saturating_sub(clock::monotonic_ms())));
+            let due = self.shard.borrow().due().unwrap_or(u64::MAX).min(self.beat_due.get());
+            let pause = Duration::from_millis(due.saturating_sub(clock::monotonic_ms()));
             tokio::select! {
                 biased;
                 () = self.bus.ready(self.id) => {}
                 () = self.turn.notified() => {}
-                () = sleep(due.map_or(HEARTBEAT, |due| due.min(HEARTBEAT))) => {}
+                () = sleep(pause) => {}
             }
             self.take_turn();
             if self.stopping.get() && self.shard.borrow().clients.is_empty() && self.farewells.get() == 0 {
@@ -129,7 +133,19 @@ impl Core {
         self.apply_events();
         self.guarded("tick", Shard::tick);
         self.finish_turn();
-        self.health.shard_beat(self.id, clock::monotonic_ms());
+        self.beat();
+    }
+
+    /// Shows that the shard lives, and how late its beat came.
+    fn beat(&self) {
+        let shard = self.shard.borrow();
+        let (now, due) = (shard.now.mono, self.beat_due.get());
+        self.health.shard_beat(self.id, now);
+        if now >= due {
+            let next = now + u64::try_from(HEARTBEAT.as_millis()).unwrap_or(u64::MAX);
+            shard.metrics.tick(now, due, next);
+            self.beat_due.set(next);
+        }
     }
 
     /// Events first: nothing a client says is handled before what it may already know of.
@@ -141,9 +157,9 @@ impl Core {
             match event {
                 None => return,
                 Some(ShardEvent::Accepted(accepted)) => self.accept(*accepted),
-                Some(ShardEvent::Committed(batch)) => {
-                    for outcome in batch.iter() {
-                        self.guarded("outcome", |shard| shard.outcome(outcome));
+                Some(ShardEvent::Committed(commit)) => {
+                    for (outcome, tally) in commit.iter() {
+                        self.guarded("outcome", |shard| shard.outcome(outcome, tally));
                         if self.shard.borrow().fresh_bytes() > FLUSH_BYTES {
                             self.finish_turn();
                         }
@@ -271,6 +287,7 @@ impl Core {
     /// Other shards hear first, then every session that has something to read gets one write.
     fn finish_turn(self: &Rc<Self>) {
         let mut shard = self.shard.borrow_mut();
+        shard.now = now();
         shard.end_turn();
         shard.flush(
             |key, slices| match self.connection(key) {

@@ -12,11 +12,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use super::roster::PeerChange;
+use crate::clock;
 use crate::ids::SessionId;
 use crate::limits::SHARD_BACKLOG_MAX;
+use crate::metrics::{Fanout, FanoutTally};
 use crate::net::Admission;
 use crate::passwords::{DeliverHash, HashOutcome};
-use crate::store::{Answer, Batch, Deliver, Ticket};
+use crate::store::{Answer, Batch, Deliver, Event, Outcome, Ticket};
 
 /// Everything a shard can be told.
 #[derive(Debug)]
@@ -24,7 +26,7 @@ pub enum ShardEvent {
     /// A connection to serve.
     Accepted(Box<Accepted>),
     /// A commit, in commit order.
-    Committed(Batch),
+    Committed(Commit),
     Answered {
         token: u64,
         answer: Answer,
@@ -37,6 +39,33 @@ pub enum ShardEvent {
     Peers(Arc<[PeerChange]>),
     /// Tell every client, then end (BEHAVIOUR.md 1.11).
     Stop,
+}
+
+/// The outcomes of one commit, and for each NEW_MESSAGE among them the account of its way to all its readers.
+#[derive(Debug, Clone)]
+pub struct Commit {
+    batch: Batch,
+    tallies: Arc<[Option<Arc<FanoutTally>>]>,
+}
+
+impl Commit {
+    fn new(batch: Batch, shards: usize) -> Self {
+        let now = u64::try_from(clock::monotonic().as_micros()).unwrap_or(u64::MAX);
+        let tally = |outcome: &Outcome| match &outcome.result {
+            Ok(Event::Posted(message)) => {
+                let kind = if message.parent.is_none() { Fanout::Channel } else { Fanout::Thread };
+                Some(FanoutTally::new(kind, shards, now))
+            }
+            _ => None,
+        };
+        let tallies = batch.iter().map(tally).collect();
+        Self { batch, tallies }
+    }
+
+    /// Outcomes in commit order.
+    pub fn iter(&self) -> impl Iterator<Item = (&Outcome, Option<&Arc<FanoutTally>>)> {
+        self.batch.iter().zip(self.tallies.iter().map(Option::as_ref))
+    }
 }
 
 /// A connection on its way to its shard.
@@ -146,12 +175,13 @@ impl Bus {
 
 impl Deliver for Bus {
     fn committed(&self, batch: Batch) {
+        let commit = Commit::new(batch, self.shards());
         let mut inboxes = self.lock();
         while inboxes.iter().any(|inbox| inbox.commits >= SHARD_BACKLOG_MAX) && !self.closed.load(Ordering::Acquire) {
             inboxes = self.drained.wait(inboxes).unwrap_or_else(PoisonError::into_inner);
         }
         for inbox in inboxes.iter_mut() {
-            inbox.events.push_back(ShardEvent::Committed(Arc::clone(&batch)));
+            inbox.events.push_back(ShardEvent::Committed(commit.clone()));
             inbox.commits += 1;
         }
         drop(inboxes);

@@ -16,7 +16,7 @@ pub mod settings;
 pub mod topics;
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -31,14 +31,14 @@ pub use publish::{created, subchannel_created_text};
 use rate::SlidingWindow;
 pub use roster::Person;
 use roster::{PeerChange, Repeat, Roster};
-use session::{Flight, PresenceGate, Session, SessionKey, Waiting};
+use session::{Flight, PresenceGate, Request, Session, SessionKey, Waiting};
 pub use settings::ChatSettings;
 use topics::{Listener, Spelling, Topics};
 
 use crate::handlers;
 use crate::ids::{ChannelId, MessageId, SessionId, UserId};
 use crate::limits::POSTS_IN_FLIGHT_MAX;
-use crate::metrics::{DecodeError, Metrics, RateLimit, ShardMetrics};
+use crate::metrics::{DecodeError, FanoutTally, Label as _, Metrics, RateLimit, ShardMetrics};
 use crate::net::{Admission, CloseReason};
 use crate::passwords::{HashJob, HashOutcome, Passwords};
 use crate::store::{Answer, Channel, Command, Event, Outcome, Query, Refusal, Store, Submission, Ticket};
@@ -51,6 +51,8 @@ use crate::wire::{ErrorCode, FrameError, ServerMessage, client};
 pub struct Now {
     /// Milliseconds since some moment before the server started; never goes back.
     pub mono: u64,
+    /// The same in microseconds, for durations.
+    pub mono_micros: u64,
     /// Milliseconds since 1970.
     pub wall: i64,
 }
@@ -137,6 +139,10 @@ pub struct Shard {
     started_at: u64,
     /// Bytes of incomplete or waiting frames, over all sessions.
     inbox_bytes: usize,
+    /// What is being handled.
+    request: Request,
+    /// NEW_MESSAGEs that are queued but not flushed yet, with the sessions of this shard that get them.
+    unflushed: Vec<(Arc<FanoutTally>, u64)>,
 }
 
 /// A session that ended, with what it should still be sent.
@@ -150,7 +156,8 @@ pub struct Departed {
 /// The sessions and what is on its way to them: apart from the rest of the shard, so that audiences can be walked while
 /// frames are queued.
 pub struct Clients {
-    sessions: Slab<Session>,
+    /// Boxed, so that a growing table moves pointers and leaves no large holes behind.
+    sessions: Slab<Box<Session>>,
     encoder: Encoder,
     dirty: Vec<SessionKey>,
     slow: Vec<SessionKey>,
@@ -191,11 +198,11 @@ const OUTBOX_PAUSE_BYTES: usize = 64 * 1024;
 impl Clients {
     #[must_use]
     pub fn get(&self, key: SessionKey) -> Option<&Session> {
-        self.sessions.get(key.0 as usize)
+        self.sessions.get(key.0 as usize).map(|session| &**session)
     }
 
     pub fn get_mut(&mut self, key: SessionKey) -> Option<&mut Session> {
-        self.sessions.get_mut(key.0 as usize)
+        self.sessions.get_mut(key.0 as usize).map(|session| &mut **session)
     }
 
     /// A session that is known to live: handlers run only for those.
@@ -237,6 +244,7 @@ impl Clients {
         }
     }
 
+    /// Queues frames that were encoded together, all of one type.
     fn push(&mut self, key: SessionKey, segment: &Segment) {
         let Some(session) = self.sessions.get_mut(key.0 as usize) else { return };
         queue(session, key, segment, self.outbox_bytes_max, &mut self.dirty, &mut self.slow);
@@ -315,6 +323,8 @@ impl Shard {
             scratch: Vec::new(),
             started_at: parts.now.mono,
             inbox_bytes: 0,
+            request: Request::default(),
+            unflushed: Vec::new(),
         }
     }
 
@@ -323,10 +333,10 @@ impl Shard {
     /// A connection was admitted: SERVER_CONFIG is its first frame (BEHAVIOUR.md 1.2).
     pub fn connect(&mut self, id: SessionId, admission: Admission) -> SessionKey {
         let session = Session::new(id, admission, self.now.mono, self.roster.version());
-        let key = key_of(self.clients.sessions.insert(session));
+        let key = key_of(self.clients.sessions.insert(Box::new(session)));
         self.metrics.session_opened();
         if let Some(timeout) = self.settings.idle_timeout_ms {
-            self.idle.push(Reverse((self.now.mono + timeout, id, key)));
+            self.idle.push(Reverse((idle_due(self.now.mono, timeout), id, key)));
         }
         self.reply(key, self.settings.announced.clone());
         key
@@ -348,7 +358,7 @@ impl Shard {
     /// The connection is over, or is to be ended.
     pub fn close(&mut self, key: SessionKey, reason: CloseReason) {
         let Some(session) = self.clients.get(key) else { return };
-        debug!(session = session.id.0, reason = crate::metrics::Label::label(reason), "session ended");
+        debug!(session = session.id.0, reason = reason.label(), "session ended");
         for channel in session.channels().to_vec() {
             self.unsubscribe_channel(key, channel);
         }
@@ -362,6 +372,7 @@ impl Shard {
         if session.nickname.is_some() {
             self.tell_person(session.id, None, None, Repeat::default());
         }
+        self.metrics.outbound_removed(session.outbox.spilled_bytes() as u64);
         self.metrics.disconnect(reason);
         self.departed.push(Departed { key, reason, outbox: session.outbox });
     }
@@ -377,13 +388,16 @@ impl Shard {
     }
 
     /// One outcome of a commit: first the answer to whoever asked, then the event to everybody else.
-    pub fn outcome(&mut self, outcome: &Outcome) {
+    pub fn outcome(&mut self, outcome: &Outcome, tally: Option<&Arc<FanoutTally>>) {
         let asker = outcome.ticket.filter(|ticket| ticket.shard == self.id).and_then(|ticket| self.find(ticket.token));
         if let Some(key) = asker {
             self.answer_outcome(key, &outcome.result);
         }
         if let Ok(event) = &outcome.result {
-            self.publish(event, asker);
+            let recipients = self.publish(event, asker);
+            if let Some(tally) = tally {
+                self.unflushed.push((Arc::clone(tally), recipients));
+            }
             self.close_slow();
         }
         if let Some(key) = asker {
@@ -394,14 +408,37 @@ impl Shard {
     fn answer_outcome(&mut self, key: SessionKey, result: &Result<Event, Refusal>) {
         let session = self.clients.session(key);
         match std::mem::take(&mut session.flight) {
-            Flight::Waiting(Waiting(next)) => next(self, key, Resume::Outcome(result.clone())),
-            Flight::Posts(count) => {
-                session.flight = if count > 1 { Flight::Posts(count - 1) } else { Flight::None };
+            Flight::Waiting(waiting) => self.go_on(key, *waiting, Resume::Outcome(result.clone())),
+            Flight::Posts(mut posts) => {
+                let read_at = posts.pop_front().unwrap_or(self.now.mono_micros);
+                session.flight = if posts.is_empty() { Flight::None } else { Flight::Posts(posts) };
                 handlers::messages::posted(self, key, result);
+                self.measure_post(read_at, result.is_ok());
             }
             Flight::None => {}
         }
         self.answered(key);
+    }
+
+    fn go_on(&mut self, key: SessionKey, waiting: Waiting, with: Resume) {
+        self.request = waiting.request;
+        (waiting.next)(self, key, with);
+        self.measure_request(key);
+    }
+
+    /// Notes how long the request at hand took, if its answer is queued.
+    fn measure_request(&self, key: SessionKey) {
+        if self.clients.get(key).is_none_or(|session| !matches!(session.flight, Flight::Waiting(_))) {
+            self.metrics.request(self.request.code, self.now.mono_micros.saturating_sub(self.request.read_at));
+        }
+    }
+
+    fn measure_post(&self, read_at: u64, is_durable: bool) {
+        let micros = self.now.mono_micros.saturating_sub(read_at);
+        self.metrics.request(client::PostMessage::CODE, micros);
+        if is_durable {
+            self.metrics.post_ack(micros);
+        }
     }
 
     /// Anything but a commit or a new connection, which the driver takes apart.
@@ -410,7 +447,7 @@ impl Shard {
             ShardEvent::Answered { token, answer } => self.resume(token, Resume::Answer(answer)),
             ShardEvent::Hashed { token, outcome } => self.resume(token, Resume::Hashed(outcome)),
             ShardEvent::Peers(changes) => changes.iter().for_each(|change| self.apply_peer(change)),
-            ShardEvent::Committed(batch) => batch.iter().for_each(|outcome| self.outcome(outcome)),
+            ShardEvent::Committed(commit) => commit.iter().for_each(|(outcome, tally)| self.outcome(outcome, tally)),
             ShardEvent::Accepted(accepted) => {
                 self.connect(accepted.session, accepted.admission);
             }
@@ -420,8 +457,8 @@ impl Shard {
 
     fn resume(&mut self, token: u64, with: Resume) {
         let Some(key) = self.find(token) else { return };
-        if let Flight::Waiting(Waiting(next)) = std::mem::take(&mut self.clients.session(key).flight) {
-            next(self, key, with);
+        if let Flight::Waiting(waiting) = std::mem::take(&mut self.clients.session(key).flight) {
+            self.go_on(key, *waiting, with);
         }
         self.answered(key);
         self.pump(key);
@@ -468,7 +505,7 @@ impl Shard {
     fn check_idle(&mut self, id: SessionId, key: SessionKey) {
         let Some(timeout) = self.settings.idle_timeout_ms else { return };
         let Some(session) = self.clients.get(key).filter(|session| session.id == id) else { return };
-        let due = session.last_frame_at + timeout;
+        let due = idle_due(session.last_frame_at, timeout);
         if due > self.now.mono {
             self.idle.push(Reverse((due, id, key)));
         } else if self.settings.idle_notice {
@@ -496,6 +533,9 @@ impl Shard {
             self.flush_one(key, &mut write, &mut blocked);
         }
         self.clients.encoder.flushed();
+        for (tally, recipients) in self.unflushed.drain(..) {
+            tally.finish(&self.metrics, recipients, self.now.mono_micros);
+        }
     }
 
     /// Offers one session's frames to `write`.
@@ -507,7 +547,12 @@ impl Shard {
     ) {
         let Some(session) = self.clients.get_mut(key) else { return };
         session.dirty = false;
-        match session.outbox.flush(|slices| write(key, slices)) {
+        let held = session.outbox.spilled_bytes();
+        let flushed = session.outbox.flush(|slices| write(key, slices));
+        let holds = session.outbox.spilled_bytes();
+        self.metrics.outbound_added(holds.saturating_sub(held) as u64);
+        self.metrics.outbound_removed(held.saturating_sub(holds) as u64);
+        match flushed {
             Ok(Flushed::All) => {}
             Ok(Flushed::Blocked) => blocked(key),
             Err(error) => {
@@ -595,6 +640,7 @@ impl Shard {
         session.last_frame_at = self.now.mono;
         session.version = session.version.learn(frame.version);
         self.metrics.received(frame.code);
+        self.request = Request { code: frame.code, read_at: self.now.mono_micros };
         let mut scratch = std::mem::take(&mut self.scratch);
         match frame.unpack(&mut scratch) {
             Ok(unpacked) => handlers::dispatch(self, key, frame.code, unpacked.payload),
@@ -602,6 +648,9 @@ impl Shard {
         }
         if scratch.capacity() <= INBOX_PAUSE_BYTES {
             self.scratch = scratch;
+        }
+        if frame.code != client::PostMessage::CODE {
+            self.measure_request(key);
         }
         self.answered(key);
     }
@@ -686,11 +735,11 @@ impl Shard {
         if self.store.submit(Submission { ticket, command }).is_err() {
             return self.busy(key);
         }
-        let session = self.clients.session(key);
-        session.flight = match session.flight {
-            Flight::Posts(count) => Flight::Posts(count + 1),
-            _ => Flight::Posts(1),
-        };
+        let read_at = self.request.read_at;
+        match &mut self.clients.session(key).flight {
+            Flight::Posts(posts) => posts.push_back(read_at),
+            other => *other = Flight::Posts(Box::new(VecDeque::from([read_at]))),
+        }
     }
 
     /// Hashes or verifies a password; `next` gets the outcome. No further frame of the session is handled before.
@@ -715,7 +764,8 @@ impl Shard {
     }
 
     fn wait(&mut self, key: SessionKey, next: impl FnOnce(&mut Self, SessionKey, Resume) + 'static) {
-        self.clients.session(key).flight = Flight::Waiting(Waiting(Box::new(next)));
+        let waiting = Waiting { next: Box::new(next), request: self.request };
+        self.clients.session(key).flight = Flight::Waiting(Box::new(waiting));
     }
 
     fn busy(&mut self, key: SessionKey) {
@@ -761,7 +811,7 @@ impl Shard {
     /// Subscribes to a place that the session is not subscribed to yet.
     pub fn subscribe_channel(&mut self, key: SessionKey, channel: ChannelId, spelling: Spelling) {
         self.clients.session(key).busy().channels.push(channel);
-        self.topics.subscribe_channel(channel, Listener { key, spelling });
+        self.topics.subscribe_channel(channel, Listener { key, spelling }, self.metrics.global());
         self.count_subscriber(channel, 1);
     }
 
@@ -786,7 +836,7 @@ impl Shard {
         let session = self.clients.session(key);
         let spelling = session.spelling(thread.channel);
         session.busy().threads.push(thread);
-        self.topics.subscribe_thread(thread.root, Listener { key, spelling });
+        self.topics.subscribe_thread(thread, Listener { key, spelling }, self.metrics.global(), self.now.mono);
     }
 
     /// Ends a subscription, if there is one.
@@ -816,7 +866,7 @@ impl Shard {
     pub fn rate_limited(&mut self, key: SessionKey, kind: RateLimit) {
         self.metrics.global().rate_limit(kind);
         let session = self.clients.session(key).id;
-        let kind = crate::metrics::Label::label(kind);
+        let kind = kind.label();
         warn!(target: "security", session = session.0, kind, "Rate limit exceeded for session {session}");
     }
 
@@ -827,11 +877,17 @@ impl Shard {
     }
 }
 
+/// When a session silent since `last_frame_at` has been silent for the whole time-out: both are cut to milliseconds, so
+/// one more makes sure that it is never less.
+fn idle_due(last_frame_at: u64, timeout_ms: u64) -> u64 {
+    last_frame_at + timeout_ms + 1
+}
+
 /// Answers keep the order of requests: while something is under way, only a post may follow posts.
 fn may_proceed(flight: &Flight, code: u8) -> bool {
     match flight {
         Flight::None => true,
-        Flight::Posts(count) => code == client::PostMessage::CODE && *count < POSTS_IN_FLIGHT_MAX,
+        Flight::Posts(posts) => code == client::PostMessage::CODE && posts.len() < POSTS_IN_FLIGHT_MAX,
         Flight::Waiting(_) => false,
     }
 }

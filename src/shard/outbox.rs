@@ -27,14 +27,18 @@ pub type Chunk = Rc<RefCell<Vec<u8>>>;
 #[derive(Debug, Clone)]
 pub struct Segment {
     chunk: Chunk,
-    start: usize,
-    end: usize,
+    start: u32,
+    end: u32,
 }
 
 impl Segment {
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.end - self.start
+        self.range().len()
+    }
+
+    fn range(&self) -> std::ops::Range<usize> {
+        self.start as usize..self.end as usize
     }
 
     /// Takes in a segment that follows directly; `false` when it does not.
@@ -90,7 +94,7 @@ impl Encoder {
         let end = bytes.len();
         self.fresh += end - start;
         drop(bytes);
-        Ok(Segment { chunk: Rc::clone(chunk), start, end })
+        Ok(Segment { chunk: Rc::clone(chunk), start: position(start), end: position(end) })
     }
 
     /// Bytes encoded since [`Self::flushed`]: a long batch is flushed in between, so that a healthy reader's queue never
@@ -110,6 +114,13 @@ impl Encoder {
         }
     }
 }
+
+/// A place in a chunk: chunks end at [`CHUNK_BYTES`] and one frame, far below 4 GiB.
+fn position(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+const _: () = assert!(CHUNK_BYTES + (frame::LENGTH_MAX as usize) < u32::MAX as usize);
 
 /// Empties a chunk in place when nobody else holds it and it is of ordinary size, else starts a new one.
 fn renew(chunk: &mut Chunk) {
@@ -221,13 +232,12 @@ impl Outbox {
 
     fn offer(&self, write: &mut impl FnMut(&[IoSlice<'_>]) -> io::Result<usize>) -> io::Result<usize> {
         if let (None, [only]) = (&self.spill, self.segments.as_slice()) {
-            return write(&[IoSlice::new(&only.chunk.borrow()[only.start..only.end])]);
+            return write(&[IoSlice::new(&only.chunk.borrow()[only.range()])]);
         }
         let chunks: SmallVec<[_; 8]> =
             self.segments.iter().take(SLICES_MAX).map(|segment| segment.chunk.borrow()).collect();
         let spilled = self.spill.iter().map(|spill| IoSlice::new(&spill.bytes[spill.sent..]));
-        let shared =
-            self.segments.iter().zip(&chunks).map(|(segment, chunk)| IoSlice::new(&chunk[segment.start..segment.end]));
+        let shared = self.segments.iter().zip(&chunks).map(|(segment, chunk)| IoSlice::new(&chunk[segment.range()]));
         let slices: SmallVec<[_; 8]> = spilled.chain(shared).take(SLICES_MAX).collect();
         write(&slices)
     }
@@ -244,7 +254,7 @@ impl Outbox {
         let mut whole = 0;
         for segment in &mut self.segments {
             if taken < segment.bytes() {
-                segment.start += taken;
+                segment.start += position(taken);
                 break;
             }
             taken -= segment.bytes();
@@ -268,7 +278,7 @@ impl Outbox {
             spill.sent = 0;
         }
         for segment in self.segments.drain(..) {
-            spill.bytes.extend_from_slice(&segment.chunk.borrow()[segment.start..segment.end]);
+            spill.bytes.extend_from_slice(&segment.chunk.borrow()[segment.range()]);
         }
         self.segments = SmallVec::new();
     }

@@ -134,16 +134,16 @@ impl Shard {
 
     /// Whoever is greeted in this tick learns by that who is here, but may have heard of those who left before.
     fn tell_everybody(&mut self, changes: &Changes) {
-        if changes.arrived.0.is_empty() && changes.gone.0.is_empty() {
+        if changes.arrived.frames == 0 && changes.gone.frames == 0 {
             return;
         }
         for key in self.clients.keys().collect::<Vec<_>>() {
             let gate = self.clients.get(key).map(|session| session.presence);
             if gate == Some(PresenceGate::Open) {
-                changes.arrived.0.iter().for_each(|segment| self.clients.push(key, segment));
+                self.clients.push_run(key, &changes.arrived);
             }
             if !matches!(gate, None | Some(PresenceGate::Held { .. })) {
-                changes.gone.0.iter().for_each(|segment| self.clients.push(key, segment));
+                self.clients.push_run(key, &changes.gone);
             }
         }
     }
@@ -180,13 +180,13 @@ impl Shard {
                             .for_each(|(id, person)| run.add(&mut self.clients.encoder, id, person, true));
                         run
                     });
-                    everybody.0.iter().for_each(|segment| self.clients.push(*key, segment));
+                    self.clients.push_run(*key, everybody);
                 }
                 PresenceGate::Opening { since } => {
                     let mut run = Run::default();
                     let changed = self.roster.changed_since(since);
                     changed.for_each(|(id, person)| run.add(&mut self.clients.encoder, id, person, true));
-                    run.0.iter().for_each(|segment| self.clients.push(*key, segment));
+                    self.clients.push_run(*key, &run);
                 }
                 PresenceGate::Held { .. } | PresenceGate::Open => {}
             }
@@ -234,6 +234,11 @@ impl Shard {
 }
 
 impl Clients {
+    fn push_run(&mut self, key: SessionKey, run: &Run) {
+        self.metrics.sent_many(ServerPresence::CODE, run.frames);
+        run.segments.iter().for_each(|segment| self.push(key, segment));
+    }
+
     fn hears_presence(&self, key: SessionKey) -> bool {
         self.get(key).is_some_and(|session| session.presence == PresenceGate::Open)
     }
@@ -257,7 +262,10 @@ struct Changes {
 
 /// SERVER_PRESENCE frames back to back. They are too small to be compressed, so one class serves everybody.
 #[derive(Debug, Default)]
-struct Run(Vec<Segment>);
+struct Run {
+    segments: Vec<Segment>,
+    frames: u64,
+}
 
 impl Run {
     fn add(&mut self, encoder: &mut Encoder, session: SessionId, person: &Person, online: bool) {
@@ -271,8 +279,9 @@ impl Run {
         };
         // A stored nickname longer than a frame field cannot be shown; its owner stays invisible.
         let Ok(segment) = encoder.encode(Class::Plain, &frame.into()) else { return };
-        if !self.0.last_mut().is_some_and(|last| last.extend(&segment)) {
-            self.0.push(segment);
+        self.frames += 1;
+        if !self.segments.last_mut().is_some_and(|last| last.extend(&segment)) {
+            self.segments.push(segment);
         }
     }
 }

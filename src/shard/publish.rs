@@ -13,10 +13,11 @@ use crate::wire::ServerMessage;
 use crate::wire::server;
 
 impl Shard {
-    /// Tells this shard's audience. `author` already has its own answer and is left out where that counts as telling.
-    pub(super) fn publish(&mut self, event: &Event, author: Option<SessionKey>) {
+    /// Tells this shard's audience, and returns to how many sessions a new message goes. `author` already has its own
+    /// answer and is left out where that counts as telling.
+    pub(super) fn publish(&mut self, event: &Event, author: Option<SessionKey>) -> u64 {
         match event {
-            Event::Posted(message) => self.publish_post(message),
+            Event::Posted(message) => return self.publish_post(message),
             Event::Edited { message, channel, thread_root, edited_at, content } => {
                 let edited =
                     server::Edited { message_id: *message, edited_at: *edited_at, new_content: content, message: b"" };
@@ -38,11 +39,12 @@ impl Shard {
             | Event::PasswordSet { .. }
             | Event::ReadStateUpdated => {}
         }
+        0
     }
 
     /// Roots go to the channel's subscribers, replies to the thread's.
-    fn publish_post(&mut self, message: &Message) {
-        let Some(channel) = self.channels.get(message.channel) else { return };
+    fn publish_post(&mut self, message: &Message) -> u64 {
+        let Some(channel) = self.channels.get(message.channel) else { return 0 };
         let (author_user_id, nickname) = display_author(&message.author, channel.participants.is_some());
         let frame = |spelling| {
             let (channel_id, subchannel_id) = spell(channel.id, channel.parent, spelling);
@@ -60,13 +62,17 @@ impl Shard {
             })
         };
         let (mut own, mut pair) = (frame(Spelling::Own), frame(Spelling::Pair));
-        let audience = match message.parent {
-            None => self.topics.channel(message.channel),
-            Some(_) => self.topics.thread(message.thread_root),
+        let topic = match message.parent {
+            None => self.topics.channel_topic(message.channel),
+            Some(_) => self.topics.thread_topic(message.thread_root),
         };
-        for Listener { key, spelling } in audience {
+        let Some(topic) = topic else { return 0 };
+        for Listener { key, spelling } in &topic.listeners {
             self.clients.send(*key, if *spelling == Spelling::Pair { &mut pair } else { &mut own });
         }
+        let recipients = topic.listeners.len() as u64;
+        topic.series.delivered(recipients);
+        recipients
     }
 
     /// Edits and deletes go to everybody who joined or subscribed to the channel or follows the thread.
@@ -110,6 +116,7 @@ impl Shard {
     /// Forgets a channel and every mark that sessions of this shard hold of it (D-73).
     fn drop_channel(&mut self, channel: ChannelId) {
         self.channels.remove(channel);
+        self.metrics.global().channel_deleted(channel.0);
         let subscribed: Vec<_> = self.topics.channel(channel).iter().map(|listener| listener.key).collect();
         for key in subscribed {
             self.unsubscribe_channel(key, channel);

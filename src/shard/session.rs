@@ -1,5 +1,6 @@
 //! One client: who it is, what it hears, what it waits for.
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
 
 use super::outbox::{Class, Outbox};
@@ -45,9 +46,6 @@ pub struct Session {
 pub struct SignedIn {
     pub user: UserId,
     pub flags: u8,
-    /// Monotonic milliseconds of the sign-in by password, which for a while excuses the old password of a renamed account
-    /// from being compared (D-08).
-    pub by_password_at: Option<u64>,
 }
 
 /// Presence is held back until the first request has been answered (BEHAVIOUR.md 3.2).
@@ -72,18 +70,28 @@ pub enum PresenceGate {
 pub enum Flight {
     #[default]
     None,
-    /// Posts on their way to the writer.
-    Posts(u16),
+    /// Posts on their way to the writer: when each was read, in monotonic microseconds.
+    Posts(Box<VecDeque<u64>>),
     /// One request; what goes on when its answer arrives.
-    Waiting(Waiting),
+    Waiting(Box<Waiting>),
 }
 
-/// What a request waits for.
-pub struct Waiting(pub Continuation);
+/// A request that waits.
+pub struct Waiting {
+    pub next: Continuation,
+    pub request: Request,
+}
+
+/// A request being handled: what it is, and when it was read in monotonic microseconds.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Request {
+    pub code: u8,
+    pub read_at: u64,
+}
 
 impl std::fmt::Debug for Waiting {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Waiting")
+        f.debug_struct("Waiting").field("request", &self.request).finish_non_exhaustive()
     }
 }
 
@@ -96,6 +104,9 @@ pub struct Busy {
     /// Subchannels the client last named as (parent, sub).
     pub pair_spelled: Vec<ChannelId>,
     pub requests: TokenBucket,
+    /// Monotonic milliseconds of the sign-in by password, which for a while excuses the old password of a renamed account
+    /// from being compared (D-08).
+    pub by_password_at: Option<u64>,
     /// A registered nickname was asked about before this session had a name: the sign of a client that believes it is
     /// still signed in (BEHAVIOUR.md 1.5).
     pub believes_signed_in: Belief,
@@ -232,5 +243,16 @@ impl Session {
             }
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The allocator's size class that an idle session of 1 KiB in all leaves room for, beside its task and its socket.
+    #[test]
+    fn a_session_fits_its_part_of_the_budget() {
+        assert!(size_of::<Session>() <= 224, "a session takes {} bytes", size_of::<Session>());
     }
 }

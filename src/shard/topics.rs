@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
-use super::session::SessionKey;
+use super::session::{SessionKey, ThreadSubscription};
 use crate::ids::{ChannelId, MessageId};
+use crate::metrics::{Metrics, TopicMetrics};
 
 /// How a session names a subchannel (BEHAVIOUR.md 2.11). Other places have one spelling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -25,86 +27,115 @@ pub struct Listener {
     pub spelling: Spelling,
 }
 
-type Audience<K> = HashMap<K, Vec<Listener>, RandomState>;
+/// Something to subscribe to, and what operators see of it.
+#[derive(Debug)]
+pub struct Topic {
+    pub listeners: Vec<Listener>,
+    pub series: Arc<TopicMetrics>,
+}
 
-/// All audiences of one shard.
+/// All audiences of one shard. A topic without listeners has no entry.
 #[derive(Debug, Default)]
 pub struct Topics {
-    channels: Audience<ChannelId>,
-    threads: Audience<MessageId>,
-    joined: Audience<ChannelId>,
+    channels: HashMap<ChannelId, Topic, RandomState>,
+    threads: HashMap<MessageId, Topic, RandomState>,
+    joined: HashMap<ChannelId, Vec<Listener>, RandomState>,
 }
 
 impl Topics {
     #[must_use]
-    pub fn channel(&self, channel: ChannelId) -> &[Listener] {
-        listeners(&self.channels, channel)
+    pub fn channel_topic(&self, channel: ChannelId) -> Option<&Topic> {
+        self.channels.get(&channel)
     }
 
+    #[must_use]
+    pub fn thread_topic(&self, root: MessageId) -> Option<&Topic> {
+        self.threads.get(&root)
+    }
+
+    /// Who is subscribed to a channel.
+    #[must_use]
+    pub fn channel(&self, channel: ChannelId) -> &[Listener] {
+        self.channels.get(&channel).map_or(&[], |topic| &topic.listeners)
+    }
+
+    /// Who follows a thread.
     #[must_use]
     pub fn thread(&self, root: MessageId) -> &[Listener] {
-        listeners(&self.threads, root)
+        self.threads.get(&root).map_or(&[], |topic| &topic.listeners)
     }
 
+    /// Who has joined a place.
     #[must_use]
     pub fn joined(&self, channel: ChannelId) -> &[Listener] {
-        listeners(&self.joined, channel)
+        self.joined.get(&channel).map_or(&[], Vec::as_slice)
     }
 
     /// Adds a session that is not subscribed yet; for one that is, see [`Self::respell`].
-    pub fn subscribe_channel(&mut self, channel: ChannelId, listener: Listener) {
-        add(&mut self.channels, channel, listener);
+    pub fn subscribe_channel(&mut self, channel: ChannelId, listener: Listener, metrics: &Metrics) {
+        subscribe(&mut self.channels, channel, listener, || metrics.channel_topic(channel.0));
     }
 
-    pub fn subscribe_thread(&mut self, root: MessageId, listener: Listener) {
-        add(&mut self.threads, root, listener);
-    }
-
-    pub fn join(&mut self, channel: ChannelId, listener: Listener) {
-        add(&mut self.joined, channel, listener);
+    /// Adds a session that does not follow the thread yet. `now` in monotonic milliseconds.
+    pub fn subscribe_thread(&mut self, thread: ThreadSubscription, listener: Listener, metrics: &Metrics, now: u64) {
+        subscribe(&mut self.threads, thread.root, listener, || {
+            metrics.thread_topic(thread.channel.0, thread.root.0, now)
+        });
     }
 
     pub fn unsubscribe_channel(&mut self, channel: ChannelId, key: SessionKey) {
-        remove(&mut self.channels, channel, key);
+        unsubscribe(&mut self.channels, channel, key);
     }
 
     pub fn unsubscribe_thread(&mut self, root: MessageId, key: SessionKey) {
-        remove(&mut self.threads, root, key);
+        unsubscribe(&mut self.threads, root, key);
+    }
+
+    /// Adds a session that has not joined the place yet.
+    pub fn join(&mut self, channel: ChannelId, listener: Listener) {
+        self.joined.entry(channel).or_default().push(listener);
     }
 
     pub fn leave(&mut self, channel: ChannelId, key: SessionKey) {
-        remove(&mut self.joined, channel, key);
+        let Some(listeners) = self.joined.get_mut(&channel) else { return };
+        listeners.retain(|listener| listener.key != key);
+        if listeners.is_empty() {
+            self.joined.remove(&channel);
+        }
     }
 
     /// The session used another spelling of a place: its later frames follow it, those of threads there too.
     pub fn respell(&mut self, channel: ChannelId, threads: &[MessageId], listener: Listener) {
-        let places =
-            [&mut self.channels, &mut self.joined].into_iter().filter_map(|audience| audience.get_mut(&channel));
-        let followed = self.threads.iter_mut().filter(|(root, _)| threads.contains(root)).map(|(_, audience)| audience);
-        for listeners in places.chain(followed) {
-            if let Some(known) = find(listeners, listener.key) {
+        let subscribed = self.channels.get_mut(&channel).map(|topic| &mut topic.listeners);
+        let followed = self.threads.iter_mut().filter(|(root, _)| threads.contains(root));
+        let followed = followed.map(|(_, topic)| &mut topic.listeners);
+        for listeners in subscribed.into_iter().chain(self.joined.get_mut(&channel)).chain(followed) {
+            if let Some(known) = listeners.iter_mut().find(|known| known.key == listener.key) {
                 known.spelling = listener.spelling;
             }
         }
     }
 }
 
-fn listeners<K: Hash + Eq>(audience: &Audience<K>, topic: K) -> &[Listener] {
-    audience.get(&topic).map_or(&[], Vec::as_slice)
+fn subscribe<K: Hash + Eq>(
+    topics: &mut HashMap<K, Topic, RandomState>,
+    topic: K,
+    listener: Listener,
+    series: impl FnOnce() -> Arc<TopicMetrics>,
+) {
+    let topic = topics.entry(topic).or_insert_with(|| Topic { listeners: Vec::new(), series: series() });
+    topic.listeners.push(listener);
+    topic.series.subscribed();
 }
 
-fn find(listeners: &mut [Listener], key: SessionKey) -> Option<&mut Listener> {
-    listeners.iter_mut().find(|listener| listener.key == key)
-}
-
-fn add<K: Hash + Eq>(audience: &mut Audience<K>, topic: K, listener: Listener) {
-    audience.entry(topic).or_default().push(listener);
-}
-
-fn remove<K: Hash + Eq>(audience: &mut Audience<K>, topic: K, key: SessionKey) {
-    let Some(listeners) = audience.get_mut(&topic) else { return };
-    listeners.retain(|listener| listener.key != key);
-    if listeners.is_empty() {
-        audience.remove(&topic);
+fn unsubscribe<K: Hash + Eq>(topics: &mut HashMap<K, Topic, RandomState>, topic: K, key: SessionKey) {
+    let Some(known) = topics.get_mut(&topic) else { return };
+    let before = known.listeners.len();
+    known.listeners.retain(|listener| listener.key != key);
+    if known.listeners.len() < before {
+        known.series.unsubscribed();
+    }
+    if known.listeners.is_empty() {
+        topics.remove(&topic);
     }
 }

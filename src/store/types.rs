@@ -131,9 +131,7 @@ pub struct Account {
     pub flags: u8,
     /// bcrypt of the client's hash; empty = no password.
     pub password_hash: Box<str>,
-    /// Found by a former nickname that still signs in (BEHAVIOUR.md 12, D-08).
-    pub by_alias: bool,
-    /// A former nickname still signs in to it.
+    /// A former nickname still signs in to it (BEHAVIOUR.md 12, D-08).
     pub has_alias: bool,
 }
 

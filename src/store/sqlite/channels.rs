@@ -24,11 +24,11 @@ pub(super) fn create(scope: &Scope<'_>, new: &NewChannel) -> Result<Event, Failu
     {
         return Err(Refusal::ChannelNotFound.into());
     }
-    let created = row::first(
+    let insert = row::execute(
         scope.conn,
         "INSERT INTO Channel (name, display_name, description, channel_type, message_retention_hours, created_by,
                               created_at, parent_id)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) RETURNING id",
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         params![
             Text(&new.name),
             Text(&new.display_name),
@@ -39,16 +39,10 @@ pub(super) fn create(scope: &Scope<'_>, new: &NewChannel) -> Result<Event, Failu
             scope.now,
             new.parent.map(ChannelId::as_sql),
         ],
-        |row| row::number(row, 0),
     );
-    match created {
-        Ok(id) => Ok(Event::ChannelCreated(as_stored(ChannelId::from_sql(id.unwrap_or_default()), new))),
-        Err(error) => Err(match row::constraint(UNIQUE, Refusal::NameTaken)(error) {
-            // The parent was just found, so it is the creator who is gone.
-            Failure::Storage(error) => row::constraint(FOREIGN_KEY, Refusal::UserNotFound)(error),
-            refused => refused,
-        }),
-    }
+    // The parent was just found, so a missing row can only be the creator's.
+    insert.map_err(row::constraints(&[(UNIQUE, Refusal::NameTaken), (FOREIGN_KEY, Refusal::UserNotFound)]))?;
+    Ok(Event::ChannelCreated(as_stored(ChannelId::from_sql(scope.conn.last_insert_rowid()), new)))
 }
 
 fn as_stored(id: ChannelId, new: &NewChannel) -> Channel {

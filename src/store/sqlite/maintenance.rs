@@ -16,7 +16,7 @@ use super::open::{OpenError, Origin};
 use super::queue::Queue;
 use super::repair::repair_thread_roots;
 use super::row;
-use super::writer::{Job, Task, Work};
+use super::writer::{Job, Order, Task, Work};
 use super::{Clock, Observe, Retention};
 
 /// How often sizes are looked at.
@@ -36,7 +36,7 @@ const DISCOVERED_SERVER_DAYS: i64 = 7;
 pub(super) struct Maintenance {
     pub(super) conn: Connection,
     pub(super) path: PathBuf,
-    pub(super) queue: Arc<Queue<Job>>,
+    pub(super) queue: Arc<Queue<Order>>,
     /// Disconnected when it is time to stop.
     pub(super) stop: Receiver<()>,
     pub(super) clock: Arc<dyn Clock>,
@@ -50,7 +50,11 @@ pub(super) struct Maintenance {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Chore {
     RepairRoots,
-    CleanMessages { cleaned: usize },
+    /// Tells what a clean-up would take from a file that is not of our making.
+    Announce(Cleaning),
+    CleanMessages {
+        cleaned: usize,
+    },
     ForgetReadStates,
     Prune,
 }
@@ -79,26 +83,19 @@ impl Maintenance {
     /// Works until told to stop.
     pub(super) fn run(self) {
         let cleaning = cleaning(self.retention.enforce, self.origin);
-        self.announce(cleaning);
         let interval = self.retention.interval.max(TICK);
-        let mut chores = VecDeque::from([Chore::RepairRoots, Chore::ForgetReadStates, Chore::Prune]);
-        if cleaning == Cleaning::Now {
-            chores.push_back(Chore::CleanMessages { cleaned: 0 });
-        }
+        let mut chores = VecDeque::from(round(cleaning, true));
         let mut looked_at = None;
-        let mut cleaned_at = self.clock.monotonic();
+        let mut round_at = self.clock.monotonic();
         while !self.is_stopped(if chores.is_empty() { TICK } else { Duration::ZERO }) {
             let now = self.clock.monotonic();
             if looked_at.is_none_or(|at| now.saturating_sub(at) >= TICK) {
                 looked_at = Some(now);
                 self.look_after_sizes();
             }
-            if now.saturating_sub(cleaned_at) >= interval {
-                cleaned_at = now;
-                chores.extend([Chore::RepairRoots, Chore::ForgetReadStates, Chore::Prune]);
-                if matches!(cleaning, Cleaning::Now | Cleaning::AfterAnInterval) {
-                    chores.push_back(Chore::CleanMessages { cleaned: 0 });
-                }
+            if chores.is_empty() && now.saturating_sub(round_at) >= interval {
+                round_at = now;
+                chores.extend(round(cleaning, false));
             }
             if let Some(chore) = chores.pop_front()
                 && let Some(rest) = self.advance(chore)
@@ -127,11 +124,16 @@ impl Maintenance {
 
     /// One batch of a chore; what is left to do of it.
     fn advance(&self, chore: Chore) -> Option<Chore> {
-        let changed = match self.write(chore.work())? {
-            Ok(changed) => changed,
-            // Reported by the writer; the next round tries again.
-            Err(_) => return None,
-        };
+        let changed = match chore {
+            Chore::RepairRoots => self.write(Order::Alone, Box::new(|conn, _| repair_thread_roots(conn, BATCH))),
+            Chore::CleanMessages { .. } => self.write(shared, Box::new(|conn, now| clean_messages(conn, now, BATCH))),
+            Chore::ForgetReadStates => self.write(shared, Box::new(|conn, now| forget_read_states(conn, now, BATCH))),
+            Chore::Prune => self.write(shared, Box::new(prune)),
+            Chore::Announce(cleaning) => {
+                self.announce(cleaning);
+                None
+            }
+        }?;
         match chore {
             Chore::RepairRoots if changed < BATCH => {
                 self.repaired.store(true, Ordering::Release);
@@ -148,18 +150,14 @@ impl Maintenance {
         }
     }
 
-    /// `None` when the writer is gone.
-    fn write(&self, work: Work) -> Option<Result<usize, crate::store::Refusal>> {
+    /// How many rows it changed. `None` when the writer is gone, or has failed and reported it: the next round tries again.
+    fn write(&self, order: fn(Task) -> Order, work: Work) -> Option<usize> {
         let (done, result) = sync_channel(1);
-        self.queue.push_reserved(Job::Task(Task { work, done })).ok()?;
-        result.recv().ok()
+        self.queue.push_reserved(order(Task { work, done })).ok()?;
+        result.recv().ok()?.ok()
     }
 
-    /// Tells what a clean-up would take from a file that is not of our making.
     fn announce(&self, cleaning: Cleaning) {
-        if !matches!(cleaning, Cleaning::AfterAnInterval | Cleaning::Unasked) {
-            return;
-        }
         match (expired(&self.conn, self.clock.wall_ms()), cleaning) {
             (Ok(0), _) => (),
             (Ok(messages), Cleaning::AfterAnInterval) => {
@@ -184,15 +182,19 @@ fn cleaning(enforce: Option<bool>, origin: Origin) -> Cleaning {
     }
 }
 
-impl Chore {
-    fn work(self) -> Work {
-        match self {
-            Self::RepairRoots => Box::new(|conn, _| repair_thread_roots(conn, BATCH)),
-            Self::CleanMessages { .. } => Box::new(|conn, now| clean_messages(conn, now, BATCH)),
-            Self::ForgetReadStates => Box::new(|conn, now| forget_read_states(conn, now, BATCH)),
-            Self::Prune => Box::new(prune),
-        }
-    }
+/// The repair first: what follows goes by thread roots.
+fn round(cleaning: Cleaning, is_first: bool) -> Vec<Chore> {
+    let mut chores = vec![Chore::RepairRoots, Chore::ForgetReadStates, Chore::Prune];
+    chores.extend(match (cleaning, is_first) {
+        (Cleaning::Now, _) | (Cleaning::AfterAnInterval, false) => Some(Chore::CleanMessages { cleaned: 0 }),
+        (Cleaning::AfterAnInterval | Cleaning::Unasked, true) => Some(Chore::Announce(cleaning)),
+        (Cleaning::Unasked, false) | (Cleaning::Never, _) => None,
+    });
+    chores
+}
+
+fn shared(task: Task) -> Order {
+    Order::Shared(Job::Task(task))
 }
 
 /// Removes at most about `budget` messages of threads whose root is older than its channel keeps it, whatever the age of
@@ -227,17 +229,20 @@ fn expired_root(conn: &Connection, channel: i64, oldest_kept: i64) -> rusqlite::
 }
 
 fn remove_from_thread(conn: &Connection, root: i64, budget: usize) -> rusqlite::Result<usize> {
-    let replies = row::execute(
+    let mut newest = row::all(
         conn,
-        "DELETE FROM Message WHERE id IN (
-             SELECT id FROM Message INDEXED BY idx_messages_thread_root
-             WHERE thread_root_id = ?1 AND id <> ?1 ORDER BY id DESC LIMIT ?2)",
+        "SELECT id FROM Message INDEXED BY idx_messages_thread_root
+         WHERE thread_root_id = ?1 AND id <> ?1 ORDER BY id DESC LIMIT ?2",
         params![root, i64::try_from(budget).unwrap_or(i64::MAX)],
+        |row| row::number(row, 0),
     )?;
-    if replies == budget {
-        return Ok(replies);
+    if newest.len() < budget {
+        newest.push(root);
     }
-    Ok(replies + row::execute(conn, "DELETE FROM Message WHERE id = ?1", [root])?)
+    for id in &newest {
+        row::execute(conn, "DELETE FROM Message WHERE id = ?1", [id])?;
+    }
+    Ok(newest.len())
 }
 
 /// How many messages a clean-up would remove.

@@ -42,7 +42,7 @@ use self::maintenance::Maintenance;
 use self::open::{OpenError, Opened, open_reader};
 use self::queue::{Queue, Taken};
 use self::reader::Reader;
-use self::writer::{Inputs, Job, Task, Writer};
+use self::writer::{Inputs, Job, Order, Task, Writer};
 use super::{Busy, Channel, Deliver, Query, Store, Submission, Ticket};
 use crate::limits::{READER_QUEUE_MAX, WRITER_QUEUE_MAX};
 
@@ -142,7 +142,7 @@ pub fn load_channels(conn: &Connection) -> rusqlite::Result<Vec<Channel>> {
 
 /// The store that serves an opened file.
 pub struct SqliteStore {
-    writes: Arc<Queue<Job>>,
+    writes: Arc<Queue<Order>>,
     reads: Arc<Queue<(Ticket, Query)>>,
     writer_alive: Arc<AtomicBool>,
     threads: Mutex<Threads>,
@@ -247,7 +247,7 @@ impl SqliteStore {
     pub fn probe(&self, patience: Duration) -> Result<(), ProbeError> {
         let (done, result) = sync_channel(1);
         let task = Task { work: Box::new(write_and_read), done };
-        self.writes.push_reserved(Job::Task(task)).map_err(|Busy| ProbeError::Unavailable)?;
+        self.writes.push_reserved(Order::Shared(Job::Task(task))).map_err(|Busy| ProbeError::Unavailable)?;
         match result.recv_timeout(patience) {
             Ok(Ok(1)) => Ok(()),
             Ok(Ok(_) | Err(_)) => Err(ProbeError::Failed),
@@ -288,7 +288,7 @@ impl Drop for SqliteStore {
 
 impl Store for SqliteStore {
     fn submit(&self, submission: Submission) -> Result<(), Busy> {
-        self.writes.push(Job::Command(submission))
+        self.writes.push(Order::Shared(Job::Command(submission)))
     }
 
     fn ask(&self, ticket: Ticket, query: Query) -> Result<(), Busy> {
@@ -298,7 +298,7 @@ impl Store for SqliteStore {
 
 /// Says that the writer has ended, however it did, and lets go of everybody who waits for it.
 struct WriterExit {
-    queue: Arc<Queue<Job>>,
+    queue: Arc<Queue<Order>>,
     alive: Arc<AtomicBool>,
     on_exit: Option<Box<dyn FnOnce(bool) + Send>>,
 }

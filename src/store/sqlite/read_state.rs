@@ -105,3 +105,21 @@ fn unread_in_thread(
 fn as_count(row: &rusqlite::Row<'_>) -> rusqlite::Result<u32> {
     row::number(row, 0).map(|count| u32::try_from(count).unwrap_or(UNREAD_COUNT_MAX))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sqlite::row::plan;
+
+    #[test]
+    fn counts_of_places_are_read_from_their_index_alone() {
+        let plan = plan(UNREAD_IN_CHANNEL, [1, 2, 3, 4]);
+        assert!(plan.contains("COVERING INDEX scd_message_places (<expr>=? AND created_at>?"), "{plan}");
+    }
+
+    #[test]
+    fn counts_of_threads_look_at_the_thread_only() {
+        let plan = plan(UNREAD_IN_THREAD, [1, 2, 3, 4, 5]);
+        assert!(!plan.contains("SCAN Message") && !plan.contains("TEMP B-TREE"), "{plan}");
+    }
+}

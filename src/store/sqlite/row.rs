@@ -105,13 +105,28 @@ impl From<Error> for Failure {
     }
 }
 
-/// Turns one constraint of the schema into the refusal it stands for; every other error stays one.
-pub(super) fn constraint(extended_code: i32, refusal: Refusal) -> impl FnOnce(Error) -> Failure {
-    move |error| match error.sqlite_error() {
-        Some(cause) if cause.extended_code == extended_code => Failure::Refused(refusal),
-        _ => Failure::Storage(error),
+/// Turns constraints of the schema into the refusals they stand for; every other error stays one.
+pub(super) fn constraints(refusals: &[(i32, Refusal)]) -> impl FnOnce(Error) -> Failure {
+    move |error| {
+        let code = error.sqlite_error().map(|cause| cause.extended_code);
+        match refusals.iter().find(|(constraint, _)| code == Some(*constraint)) {
+            Some((_, refusal)) => Failure::Refused(*refusal),
+            None => Failure::Storage(error),
+        }
     }
 }
 
 pub(super) const FOREIGN_KEY: i32 = ffi::SQLITE_CONSTRAINT_FOREIGNKEY;
 pub(super) const UNIQUE: i32 = ffi::SQLITE_CONSTRAINT_UNIQUE;
+
+/// How SQLite would answer, in a file as it is made.
+#[cfg(test)]
+pub(super) fn plan(sql: &str, params: impl Params) -> String {
+    use super::migrations;
+    let conn = Connection::open_in_memory().unwrap();
+    migrations::migrate(&conn, 0, migrations::VERSION, 1).unwrap();
+    migrations::migrate_own(&conn, &migrations::pending_own(&conn).unwrap(), 1).unwrap();
+    let mut statement = conn.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+    let lines = statement.query_map(params, |row| row.get::<_, String>("detail")).unwrap();
+    lines.map(Result::unwrap).collect::<Vec<_>>().join("\n")
+}

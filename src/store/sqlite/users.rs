@@ -99,9 +99,9 @@ pub(super) fn by_nickname(conn: &Connection, nickname: &Name, now: i64) -> rusql
     let account = row::first(
         conn,
         &format!(
-            "SELECT id, nickname, user_flags, password_hash, 0, {HAS_ALIAS} FROM User WHERE nickname = ?1
+            "SELECT id, nickname, user_flags, password_hash, {HAS_ALIAS} FROM User WHERE nickname = ?1
          UNION ALL
-         SELECT id, nickname, user_flags, password_hash, 1, {HAS_ALIAS}
+         SELECT id, nickname, user_flags, password_hash, {HAS_ALIAS}
          FROM scd_login_alias JOIN User ON User.id = scd_login_alias.user_id WHERE login_name = ?1"
         ),
         [Text(nickname)],
@@ -115,7 +115,7 @@ pub(super) fn by_nickname(conn: &Connection, nickname: &Name, now: i64) -> rusql
 pub(super) fn by_id(conn: &Connection, user: UserId, now: i64) -> rusqlite::Result<Answer> {
     let account = row::first(
         conn,
-        &format!("SELECT id, nickname, user_flags, password_hash, 0, {HAS_ALIAS} FROM User WHERE id = ?1"),
+        &format!("SELECT id, nickname, user_flags, password_hash, {HAS_ALIAS} FROM User WHERE id = ?1"),
         [user.as_sql()],
         account,
     )?;
@@ -126,7 +126,7 @@ pub(super) fn by_id(conn: &Connection, user: UserId, now: i64) -> rusqlite::Resu
 pub(super) fn list(conn: &Connection, limit: u16) -> rusqlite::Result<Vec<Account>> {
     row::all(
         conn,
-        &format!("SELECT id, nickname, user_flags, password_hash, 0, {HAS_ALIAS} FROM User ORDER BY nickname LIMIT ?1"),
+        &format!("SELECT id, nickname, user_flags, password_hash, {HAS_ALIAS} FROM User ORDER BY nickname LIMIT ?1"),
         [limit],
         account,
     )
@@ -138,7 +138,6 @@ fn account(row: &Row<'_>) -> rusqlite::Result<Account> {
         nickname: row::name(row, 1)?,
         flags: row::flags(row, 2)?,
         password_hash: String::from_utf8_lossy(row::bytes(row, 3)?).into(),
-        by_alias: row::number(row, 4)? != 0,
-        has_alias: row::number(row, 5)? != 0,
+        has_alias: row::number(row, 4)? != 0,
     })
 }

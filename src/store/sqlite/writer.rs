@@ -35,6 +35,14 @@ const WAL_BYTES_MAX: u64 = 64 << 20;
 const FAILURES_PER_BATCH_MAX: u32 = 16;
 
 /// Something for the writer to do.
+pub(super) enum Order {
+    /// In one transaction with others.
+    Shared(Job),
+    /// Between transactions: it makes its own.
+    Alone(Task),
+}
+
+/// A part of a shared transaction.
 pub(super) enum Job {
     Command(Submission),
     Task(Task),
@@ -64,7 +72,7 @@ pub(super) struct Writer {
     /// Given up after the connection above is closed.
     _lock: DatabaseLock,
     wal: PathBuf,
-    queue: Arc<Queue<Job>>,
+    queue: Arc<Queue<Order>>,
     deliver: Arc<dyn Deliver>,
     clock: Arc<dyn Clock>,
     observe: Arc<dyn Observe>,
@@ -93,7 +101,7 @@ struct Aborted {
 
 /// What the writer needs from outside.
 pub(super) struct Inputs {
-    pub(super) queue: Arc<Queue<Job>>,
+    pub(super) queue: Arc<Queue<Order>>,
     pub(super) channels: Vec<Channel>,
     pub(super) deliver: Arc<dyn Deliver>,
     pub(super) clock: Arc<dyn Clock>,
@@ -122,11 +130,11 @@ impl Writer {
 
     /// Works until the queue is closed and empty.
     pub(super) fn run(mut self) {
-        let mut jobs = Vec::new();
+        let mut orders = Vec::new();
         self.notice_other_programs();
         loop {
-            match self.queue.take(WRITER_BATCH_MAX, POLL_INTERVAL, &mut jobs) {
-                Taken::Items => self.process(std::mem::take(&mut jobs)),
+            match self.queue.take(WRITER_BATCH_MAX, POLL_INTERVAL, &mut orders) {
+                Taken::Items => self.process(&mut orders),
                 Taken::Nothing => (),
                 Taken::Closed => break,
             }
@@ -135,8 +143,30 @@ impl Writer {
         self.checkpoint();
     }
 
-    fn process(&mut self, jobs: Vec<Job>) {
+    fn process(&mut self, orders: &mut Vec<Order>) {
         self.observe.queue_depth(self.queue.len());
+        let mut shared = Vec::with_capacity(orders.len());
+        let mut alone = Vec::new();
+        for order in orders.drain(..) {
+            match order {
+                Order::Shared(job) => shared.push(job),
+                Order::Alone(task) => alone.push(task),
+            }
+        }
+        self.process_together(shared);
+        alone.into_iter().for_each(|task| self.process_alone(task));
+    }
+
+    fn process_alone(&mut self, task: Task) {
+        let result = (task.work)(&self.conn, self.clock.wall_ms());
+        let result = result.inspect_err(|error| self.report(error));
+        task.finish(result.map_err(|_| Refusal::Database));
+    }
+
+    fn process_together(&mut self, jobs: Vec<Job>) {
+        if jobs.is_empty() {
+            return;
+        }
         let mut results = Results::with_capacity(jobs.len());
         self.commit(&jobs, &mut 0, &mut results);
         let mut outcomes = Vec::with_capacity(jobs.len());
@@ -146,7 +176,7 @@ impl Writer {
                     let result = result.and_then(Done::into_event);
                     outcomes.push(Outcome { ticket: Some(ticket), result });
                 }
-                (Job::Task(task), result) => task.finish(result),
+                (Job::Task(task), result) => task.finish(result.map(Done::into_rows)),
             }
         }
         self.publish(outcomes);
@@ -278,7 +308,7 @@ impl Writer {
         self.polled_at = now;
         self.notice_other_programs();
         if std::fs::metadata(&self.wal).is_ok_and(|wal| wal.len() > WAL_BYTES_MAX) {
-            self.checkpoint();
+            self.checkpoint_if_free();
         }
     }
 
@@ -301,6 +331,18 @@ impl Writer {
         self.data_version = version;
         self.publish(events.into_iter().map(|event| Outcome { ticket: None, result: Ok(event) }).collect());
         Ok(())
+    }
+
+    /// Posts do not wait for a program that reads for long; the next look may find it gone.
+    fn checkpoint_if_free(&mut self) {
+        let patience = self.conn.query_row("PRAGMA busy_timeout", [], |row| row.get::<_, u32>(0)).unwrap_or(0);
+        let be_patient = |writer: &mut Self, ms| {
+            let set = writer.conn.busy_timeout(Duration::from_millis(ms));
+            set.unwrap_or_else(|error| writer.report(&error));
+        };
+        be_patient(self, 0);
+        self.checkpoint();
+        be_patient(self, patience.into());
     }
 
     /// Brings the whole log into the database and cuts it, unless readers still need it.
@@ -338,14 +380,144 @@ impl Done {
             Self::Rows(_) => Err(Refusal::Database),
         }
     }
+
+    fn into_rows(self) -> usize {
+        match self {
+            Self::Rows(rows) => rows,
+            Self::Event(_) => 0,
+        }
+    }
 }
 
 impl Task {
-    fn finish(self, result: Result<Done, Refusal>) {
-        let rows = result.map(|done| match done {
-            Done::Rows(rows) => rows,
-            Done::Event(_) => 0,
-        });
+    fn finish(self, rows: Result<usize, Refusal>) {
         self.done.try_send(rows).ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+    use std::sync::Mutex;
+    use std::sync::mpsc::sync_channel;
+
+    use super::*;
+    use crate::ids::{ChannelId, SessionId};
+    use crate::store::sqlite::open::{OpenOptions, open};
+    use crate::store::sqlite::seeds::{default_seeds, insert_seeds};
+    use crate::store::{Answer, Ticket};
+
+    struct StillClock;
+
+    impl Clock for StillClock {
+        fn wall_ms(&self) -> i64 {
+            1_767_225_600_000
+        }
+
+        fn monotonic(&self) -> Duration {
+            Duration::ZERO
+        }
+    }
+
+    #[derive(Default)]
+    struct Delivered(Mutex<Vec<Batch>>);
+
+    impl Deliver for Delivered {
+        fn committed(&self, batch: Batch) {
+            self.0.lock().unwrap().push(batch);
+        }
+
+        fn answered(&self, _: Ticket, _: Answer) {}
+    }
+
+    fn post(token: u64) -> Order {
+        let author = Actor {
+            user: None,
+            nickname: b"bo"[..].into(),
+            flags: 0,
+            session: SessionId(1),
+            address: IpAddr::from([192, 0, 2, 1]),
+        };
+        let command = Command::Post { author, channel: ChannelId(1), parent: None, content: "hi".into() };
+        Order::Shared(Job::Command(Submission { ticket: Ticket { shard: 0, token }, command }))
+    }
+
+    /// Processes one batch of posts with the works of `poison` at their places; the results of both, and the rows stored.
+    fn check(posts: usize, poison: Vec<(usize, Work)>) -> (Vec<bool>, Vec<Result<usize, Refusal>>, i64) {
+        let directory = tempfile::tempdir().unwrap();
+        let opened = open(&directory.path().join("chat.db"), &OpenOptions::default(), 1).unwrap();
+        insert_seeds(&opened.writer, &default_seeds(), 1).unwrap();
+        let delivered = Arc::new(Delivered::default());
+        let inputs = Inputs {
+            queue: Arc::new(Queue::new(1)),
+            channels: Vec::new(),
+            deliver: delivered.clone(),
+            clock: Arc::new(StillClock),
+            observe: Arc::new(()),
+        };
+        let mut writer = Writer::new(opened.writer, opened.lock, &opened.path, inputs).unwrap();
+        let mut orders: Vec<Order> = (0..posts as u64).map(post).collect();
+        let mut results = Vec::new();
+        for (place, work) in poison {
+            let (done, result) = sync_channel(1);
+            orders.insert(place, Order::Shared(Job::Task(Task { work, done })));
+            results.push(result);
+        }
+        writer.process(&mut orders);
+        let batches = delivered.0.lock().unwrap();
+        assert_eq!(batches.len(), 1);
+        let told = batches[0].iter().map(|outcome| outcome.result.is_ok()).collect();
+        let results = results.into_iter().map(|result| result.try_recv().unwrap()).collect();
+        let stored = writer.conn.query_row("SELECT count(*) FROM Message", [], |row| row.get(0)).unwrap();
+        (told, results, stored)
+    }
+
+    const ORPHAN: &str = "INSERT INTO MessageVersion (message_id, content, author_nickname, created_at, version_type)
+                          VALUES (404, '', '', 1, 'edited')";
+
+    /// Is only found out when the transaction ends.
+    fn fails_at_commit() -> Work {
+        Box::new(|conn, _| {
+            conn.pragma_update(None, "defer_foreign_keys", true)?;
+            conn.execute(ORPHAN, [])
+        })
+    }
+
+    #[test]
+    fn a_command_that_cannot_be_committed_takes_no_other_along() {
+        let (told, results, stored) = check(64, vec![(37, fails_at_commit())]);
+        assert_eq!((told, results, stored), (vec![true; 64], vec![Err(Refusal::Database)], 64));
+    }
+
+    #[test]
+    fn a_command_that_fails_half_way_leaves_nothing() {
+        let half_way: Work = Box::new(|conn, _| {
+            conn.execute("DELETE FROM Channel WHERE id = 5", [])?;
+            conn.execute(ORPHAN, [])
+        });
+        let intact: Work = Box::new(|conn, _| {
+            conn.query_row("SELECT count(*) FROM Channel", [], |row| row.get::<_, u32>(0)).map(|rows| rows as usize)
+        });
+        let (told, results, stored) = check(2, vec![(1, half_way), (3, intact)]);
+        assert_eq!((told, results, stored), (vec![true; 2], vec![Err(Refusal::Database), Ok(5)], 2));
+    }
+
+    #[test]
+    fn a_transaction_that_ends_under_the_commands_is_done_again() {
+        let ends: Work = Box::new(|conn, _| {
+            conn.execute_batch("ROLLBACK")?;
+            conn.execute(ORPHAN, [])
+        });
+        let (told, results, stored) = check(20, vec![(11, ends)]);
+        assert_eq!((told, results, stored), (vec![true; 20], vec![Err(Refusal::Database)], 20));
+    }
+
+    #[test]
+    fn a_batch_of_failures_ends() {
+        let poison = (0..40).map(|place| (place, fails_at_commit())).collect();
+        let (told, results, stored) = check(40, poison);
+        assert_eq!(results, vec![Err(Refusal::Database); 40]);
+        let acknowledged = told.iter().filter(|is_ok| **is_ok).count();
+        assert_eq!(i64::try_from(acknowledged).unwrap(), stored, "told what is stored and nothing else");
     }
 }
