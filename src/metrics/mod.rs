@@ -112,6 +112,8 @@ impl Metrics {
             options,
         };
         metrics.announce(&[Metric::Panics]);
+        // A process that used no hundredth of a second yet has a collector all the same.
+        metrics.announce(&[Metric::ProcessCpu]);
         if metrics.options.shards > 0 {
             metrics.announce(SHARD_METRICS);
         }
