@@ -1,6 +1,7 @@
 //! Password hashing on threads of its own: bcrypt on a shard would stall every session there, and a login flood must not
 //! take more of the machine than these threads (BEHAVIOUR.md 2.1).
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -104,7 +105,11 @@ fn work(jobs: &Mutex<Receiver<(Ticket, HashJob)>>, deliver: &dyn DeliverHash) {
     loop {
         let next = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok((ticket, job)) = next else { return };
-        deliver.hashed(ticket, compute(job, decoy));
+        let outcome = catch_unwind(AssertUnwindSafe(|| compute(job, decoy))).unwrap_or_else(|_| {
+            error!("password hashing panicked");
+            HashOutcome::Failed
+        });
+        deliver.hashed(ticket, outcome);
     }
 }
 
