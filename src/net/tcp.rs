@@ -55,6 +55,7 @@ pub fn now() -> Now {
 pub fn run(parts: Parts, health: &Arc<Health>) -> io::Result<()> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build_local(Default::default())?;
+    parts.metrics.watch_runtime(parts.id, runtime.metrics());
     let core = Rc::new(Core {
         bus: Arc::clone(&parts.bus),
         id: parts.id,

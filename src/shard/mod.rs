@@ -303,7 +303,7 @@ impl Shard {
             outbox_bytes_max: parts.settings.outbox_bytes_max,
             metrics: metrics.clone(),
         };
-        Self {
+        let shard = Self {
             id: parts.id,
             settings: parts.settings,
             now: parts.now,
@@ -325,7 +325,9 @@ impl Shard {
             inbox_bytes: 0,
             request: Request::default(),
             unflushed: Vec::new(),
-        }
+        };
+        shard.count_channels();
+        shard
     }
 
     // What the driver calls.
