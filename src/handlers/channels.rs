@@ -112,6 +112,7 @@ pub const NOT_A_PARTICIPANT: &str = "Not a participant in this DM";
 
 /// Direct messages are for their participants; nobody else, admins included (BEHAVIOUR.md 4.7).
 pub fn may_enter(shard: &mut Shard, key: SessionKey, channel: &Channel) -> bool {
+    shard.about(channel.id);
     let user = shard.clients.session(key).user();
     channel.participants.as_ref().is_none_or(|participants| {
         participants.iter().any(|participant| participant.user.is_some() && participant.user == user)

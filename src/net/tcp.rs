@@ -280,7 +280,8 @@ impl Core {
         let mut shard = self.shard.borrow_mut();
         if catch_unwind(AssertUnwindSafe(|| shard.receive(key, bytes))).is_err() {
             shard.metrics.global().panicked();
-            error!(shard = self.id, "a handler panicked, its session ends");
+            let session = shard.clients.get(key).map(|session| session.id.0);
+            error!(shard = self.id, session, "a handler panicked, its session ends");
             shard.close(key, CloseReason::Panic);
         }
     }

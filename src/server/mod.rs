@@ -21,8 +21,9 @@ use tracing::{error, info, warn};
 use crate::admin::health::Health;
 use crate::admin::{AdminError, AdminOptions, AdminServer, BearerToken};
 use crate::clock;
-use crate::config::{Environment, Loaded, Settings};
-use crate::log::{self, Logging};
+use crate::config::{self, Environment, Loaded, Settings};
+use crate::errors::{self, Tracker};
+use crate::log::{self, LogOptions, Logging, Tap};
 use crate::metrics::Metrics;
 use crate::net::acceptor::{Acceptor, AcceptorParts, listen};
 use crate::net::{Gate, backlog, tcp};
@@ -34,13 +35,14 @@ use crate::store::sqlite::open::OpenError;
 use crate::store::{Channel, Store};
 use crate::supervise;
 use gauges::{provide, start_metrics};
-use settings::{chat_settings, log_options};
+use settings::{chat_settings, errors_options, log_options};
 use signals::{Signals, watch};
 use store::start_store;
 
 /// How long each phase of stopping may take. Together they stay well under systemd's 90 s.
 const CLIENTS_DEADLINE: Duration = Duration::from_secs(10);
 const STORE_DEADLINE: Duration = Duration::from_secs(30);
+const ERRORS_DEADLINE: Duration = Duration::from_secs(2);
 const LOG_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Why the server did not start, or had to end: one line that says what to do.
@@ -79,11 +81,20 @@ pub fn serve(loaded: &Loaded, environment: &Environment) -> Result<(), ServeErro
     refuse_shared(&database)?;
     raise_file_limit();
 
-    let log = start_log(loaded, environment)?;
+    let tracking = start_tracker(&settings.log);
+    let trouble = tracking.as_ref().err().cloned();
+    let (tracker, tap) = tracking.ok().flatten().unzip();
+    let log = start_log(loaded, environment, tap)?;
+    if let Some(trouble) = trouble {
+        warn!("errors are not reported: {trouble}");
+    }
     let outcome = run(loaded, &database, listener, &log);
     match &outcome {
         Ok(()) => info!("Server stopped"),
         Err(error) => error!("{error}"),
+    }
+    if let Some(tracker) = tracker {
+        tracker.stop(ERRORS_DEADLINE);
     }
     log.shutdown(LOG_DEADLINE);
     outcome
@@ -119,9 +130,15 @@ fn raise_file_limit() {
     }
 }
 
-fn start_log(loaded: &Loaded, environment: &Environment) -> Result<Logging, ServeError> {
-    let log = log::init(log_options(loaded, environment))?;
-    std::panic::set_hook(Box::new(|panic| error!("panic: {panic}")));
+/// Reports are a help and no condition: what stands against them is said, and the server starts.
+fn start_tracker(settings: &config::Log) -> Result<Option<(Tracker, Tap)>, String> {
+    let options = errors_options(settings).map_err(|error| error.to_string())?;
+    options.map(Tracker::start).transpose().map_err(|error| format!("cannot start a thread: {error}"))
+}
+
+fn start_log(loaded: &Loaded, environment: &Environment, tap: Option<Tap>) -> Result<Logging, ServeError> {
+    let log = log::init(LogOptions { tap, ..log_options(loaded, environment) })?;
+    std::panic::set_hook(Box::new(errors::hook));
     for notice in &loaded.notices {
         info!("{notice}");
     }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::config::{self, Environment, Loaded, Settings};
+use crate::errors::{self, DsnError};
 use crate::log::{self, LogOptions};
 use crate::shard::ChatSettings;
 use crate::shard::settings::DirectoryEntry;
@@ -32,6 +33,19 @@ pub(super) fn log_options(loaded: &Loaded, environment: &Environment) -> LogOpti
         journal_stream: environment.get("JOURNAL_STREAM").and_then(|value| value.to_str()).map(str::to_owned),
         ..LogOptions::new(&loaded.data_directory, beside_database)
     }
+}
+
+/// Where errors are reported; `None` when the operator did not ask for it.
+///
+/// # Errors
+/// What is wrong with the address.
+pub(super) fn errors_options(settings: &config::Log) -> Result<Option<errors::Options>, DsnError> {
+    let Some(dsn) = &settings.sentry_dsn else { return Ok(None) };
+    Ok(Some(errors::Options {
+        dsn: dsn.expose().parse()?,
+        release: format!("superchat@{}", env!("CARGO_PKG_VERSION")),
+        environment: settings.sentry_environment.clone(),
+    }))
 }
 
 /// What shards need of the configuration.

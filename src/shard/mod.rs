@@ -10,6 +10,7 @@ pub mod outbox;
 pub mod presence;
 mod publish;
 pub mod rate;
+mod request;
 pub mod roster;
 pub mod session;
 pub mod settings;
@@ -141,6 +142,8 @@ pub struct Shard {
     inbox_bytes: usize,
     /// What is being handled.
     request: Request,
+    /// Frames looked at.
+    requests: u64,
     /// NEW_MESSAGEs that are queued but not flushed yet, with the sessions of this shard that get them.
     unflushed: Vec<(Arc<FanoutTally>, u64)>,
 }
@@ -324,6 +327,7 @@ impl Shard {
             started_at: parts.now.mono,
             inbox_bytes: 0,
             request: Request::default(),
+            requests: 0,
             unflushed: Vec::new(),
         };
         shard.count_channels();
@@ -412,10 +416,13 @@ impl Shard {
         match std::mem::take(&mut session.flight) {
             Flight::Waiting(waiting) => self.go_on(key, *waiting, Resume::Outcome(result.clone())),
             Flight::Posts(mut posts) => {
-                let read_at = posts.pop_front().unwrap_or(self.now.mono_micros);
+                let request = posts.pop_front();
                 session.flight = if posts.is_empty() { Flight::None } else { Flight::Posts(posts) };
-                handlers::messages::posted(self, key, result);
-                self.measure_post(read_at, result.is_ok());
+                if let Some(request) = request {
+                    let _context = self.take_up(key, request);
+                    handlers::messages::posted(self, key, result);
+                    self.measure_post(result.is_ok());
+                }
             }
             Flight::None => {}
         }
@@ -423,24 +430,9 @@ impl Shard {
     }
 
     fn go_on(&mut self, key: SessionKey, waiting: Waiting, with: Resume) {
-        self.request = waiting.request;
+        let _context = self.take_up(key, waiting.request);
         (waiting.next)(self, key, with);
         self.measure_request(key);
-    }
-
-    /// Notes how long the request at hand took, if its answer is queued.
-    fn measure_request(&self, key: SessionKey) {
-        if self.clients.get(key).is_none_or(|session| !matches!(session.flight, Flight::Waiting(_))) {
-            self.metrics.request(self.request.code, self.now.mono_micros.saturating_sub(self.request.read_at));
-        }
-    }
-
-    fn measure_post(&self, read_at: u64, is_durable: bool) {
-        let micros = self.now.mono_micros.saturating_sub(read_at);
-        self.metrics.request(client::PostMessage::CODE, micros);
-        if is_durable {
-            self.metrics.post_ack(micros);
-        }
     }
 
     /// Anything but a commit or a new connection, which the driver takes apart.
@@ -630,6 +622,7 @@ impl Shard {
                 }
                 Ok(None) => return bytes.len() - rest.len(),
                 Err(error) => {
+                    let _context = self.begin(key, 0);
                     self.protocol_error(key, error);
                     return bytes.len();
                 }
@@ -638,11 +631,11 @@ impl Shard {
     }
 
     fn handle(&mut self, key: SessionKey, frame: Frame<'_>) {
+        let _context = self.begin(key, frame.code);
         let session = self.clients.session(key);
         session.last_frame_at = self.now.mono;
         session.version = session.version.learn(frame.version);
         self.metrics.received(frame.code);
-        self.request = Request { code: frame.code, read_at: self.now.mono_micros };
         let mut scratch = std::mem::take(&mut self.scratch);
         match frame.unpack(&mut scratch) {
             Ok(unpacked) => handlers::dispatch(self, key, frame.code, unpacked.payload),
@@ -737,10 +730,10 @@ impl Shard {
         if self.store.submit(Submission { ticket, command }).is_err() {
             return self.busy(key);
         }
-        let read_at = self.request.read_at;
+        let request = self.request;
         match &mut self.clients.session(key).flight {
-            Flight::Posts(posts) => posts.push_back(read_at),
-            other => *other = Flight::Posts(Box::new(VecDeque::from([read_at]))),
+            Flight::Posts(posts) => posts.push_back(request),
+            other => *other = Flight::Posts(Box::new(VecDeque::from([request]))),
         }
     }
 

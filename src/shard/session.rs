@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use super::outbox::{Class, Outbox};
 use super::rate::TokenBucket;
+pub use super::request::Request;
 use super::topics::Spelling;
 use super::{Continuation, Person};
 use crate::ids::{ChannelId, MessageId, SessionId, UserId};
@@ -70,8 +71,8 @@ pub enum PresenceGate {
 pub enum Flight {
     #[default]
     None,
-    /// Posts on their way to the writer: when each was read, in monotonic microseconds.
-    Posts(Box<VecDeque<u64>>),
+    /// Posts on their way to the writer.
+    Posts(Box<VecDeque<Request>>),
     /// One request; what goes on when its answer arrives.
     Waiting(Box<Waiting>),
 }
@@ -80,13 +81,6 @@ pub enum Flight {
 pub struct Waiting {
     pub next: Continuation,
     pub request: Request,
-}
-
-/// A request being handled: what it is, and when it was read in monotonic microseconds.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Request {
-    pub code: u8,
-    pub read_at: u64,
 }
 
 impl std::fmt::Debug for Waiting {
