@@ -64,8 +64,18 @@ fn frames(printed: &str) -> Vec<Value> {
         }
     }
     let machinery = calls.iter().position(|(name, _)| name.ends_with("rust_begin_unwind")).map_or(0, |at| at + 1);
-    let own = calls.iter().skip(machinery).skip_while(|(name, _)| machinery > 0 && name.starts_with("core::"));
+    let own = calls.iter().skip(machinery).skip_while(|call| machinery > 0 && is_of_the_language(call));
     own.take(FRAMES_MAX).map(|(name, place)| frame(name, place.unwrap_or_default())).collect()
+}
+
+/// Where panics of the standard library begin. A call that was inlined has a short name, but a place.
+fn is_of_the_language((name, place): &(&str, Option<&str>)) -> bool {
+    name.starts_with("core::") || place.is_some_and(|place| place.starts_with("/rustc/"))
+}
+
+fn is_own(name: &str, file: &str) -> bool {
+    let named = name.trim_start_matches('<').starts_with("superchat::") || name.starts_with("scd::");
+    named || !(file.is_empty() || file.starts_with("/rustc/") || file.contains("/registry/src/"))
 }
 
 fn frame(name: &str, place: &str) -> Value {
@@ -77,7 +87,7 @@ fn frame(name: &str, place: &str) -> Value {
         "filename": file,
         "lineno": number(line),
         "colno": number(column),
-        "in_app": name.trim_start_matches('<').starts_with("superchat::") || name.starts_with("scd::"),
+        "in_app": is_own(name, file.unwrap_or_default()),
     })
 }
 
@@ -104,9 +114,9 @@ mod tests {
     #[test]
     fn a_stack_begins_at_the_call_that_panicked() {
         let printed = "   0: superchat::errors::panic::Stack::here\n             at ./src/errors/panic.rs:9:1\n   \
-                       1: __rustc::rust_begin_unwind\n   2: core::panicking::panic_fmt\n             \
-                       at /rustc/x/library/core/src/panicking.rs:75:14\n   3: superchat::shard::Shard::handle\n             \
-                       at ./src/shard/mod.rs:12:34\n   4: <superchat::x::Y as core::ops::Drop>::drop\n   5: main\n";
+                       1: __rustc::rust_begin_unwind\n   2: core::panicking::panic_fmt\n   3: expect<u8>\n             \
+                       at /rustc/x/library/core/src/result.rs:75:14\n   4: superchat::shard::Shard::handle\n             \
+                       at ./src/shard/mod.rs:12:34\n   5: <superchat::x::Y as core::ops::Drop>::drop\n   6: main\n";
         let frames = frames(printed);
         assert_eq!(frames.len(), 3);
         let newest = json!({
