@@ -135,8 +135,8 @@ mod failures {
     #[test]
     fn wrong_settings_name_their_key_and_the_nearest_right_one() {
         let cases = [
-            ("[server]\ntcp_prot = 1\n", "[server] tcp_prot is not known", "did you mean tcp_port?"),
-            ("[sever]\ntcp_port = 1\n", "is not known", "did you mean server?"),
+            ("[server]\ntcp_prot = 1\n", "[server] tcp_prot is not known", "did you mean [server] tcp_port?"),
+            ("[sever]\ntcp_port = 1\n", "is not known", "did you mean [server]?"),
             ("[server]\ntcp_port = \"many\"\n", "[server] tcp_port", "is not a whole number"),
             ("[server]\ntcp_port = 65536\n", "[server] tcp_port", "65536"),
             ("[limits]\nsession_timeout_seconds = -1\n", "[limits] session_timeout_seconds", "-1"),
