@@ -129,6 +129,7 @@ impl Core {
         self.apply_events();
         self.guarded("tick", Shard::tick);
         self.finish_turn();
+        self.resume_paused();
         self.health.shard_beat(self.id, clock::monotonic_ms());
     }
 
@@ -247,8 +248,8 @@ impl Core {
         }
         let mut scratch = self.scratch.borrow_mut();
         match connection.stream.try_read(&mut scratch) {
-            Ok(0) => self.shard.borrow_mut().close(key, CloseReason::Client),
-            Ok(count) => self.receive(key, &scratch[..count]),
+            Ok(0) => self.shard.borrow_mut().hang_up(key),
+            Ok(count) => self.serve_guarded(key, |shard| shard.receive(key, &scratch[..count])),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             Err(error) => {
                 debug!(%error, "read failed");
@@ -258,10 +259,19 @@ impl Core {
         self.turn.notify_one();
     }
 
+    /// Who has read enough of its answers goes on with the requests that are here already.
+    fn resume_paused(&self) {
+        let resumable = self.shard.borrow_mut().take_resumable();
+        for key in resumable {
+            self.serve_guarded(key, |shard| shard.pump(key));
+            self.turn.notify_one();
+        }
+    }
+
     /// One panic inside a handler ends one session.
-    fn receive(&self, key: SessionKey, bytes: &[u8]) {
+    fn serve_guarded(&self, key: SessionKey, run: impl FnOnce(&mut Shard)) {
         let mut shard = self.shard.borrow_mut();
-        if catch_unwind(AssertUnwindSafe(|| shard.receive(key, bytes))).is_err() {
+        if catch_unwind(AssertUnwindSafe(|| run(&mut shard))).is_err() {
             shard.metrics.global().panicked();
             error!(shard = self.id, "a handler panicked, its session ends");
             shard.close(key, CloseReason::Panic);
