@@ -306,6 +306,9 @@ mod order {
 mod endings {
     use super::*;
 
+    /// A way to end a connection.
+    type End = fn(Client);
+
     #[test]
     fn a_goodbye_closes_without_an_answer_even_if_it_cannot_be_read() {
         let server = Server::start(Settings::new());
@@ -388,7 +391,7 @@ mod endings {
     fn every_end_is_told_to_the_others_once_and_in_order() {
         let server = Server::start(Settings::new());
         let mut watcher = server.client_named("watcher");
-        let ends: [(&str, fn(Client)); 4] = [
+        let ends: [(&str, End); 4] = [
             ("hangs-up", Client::hang_up),
             ("is-gone", drop),
             ("says-bye", |mut client| {

@@ -56,7 +56,6 @@ fn without_clients_the_end_comes_at_once() {
     let start = clock::instant();
     assert_eq!(server.stop(), Some(0));
     assert!(start.elapsed() < Duration::from_secs(5), "took {:?}", start.elapsed());
-    assert!(server.output().contains("No active sessions to notify"));
 }
 
 #[test]

@@ -73,6 +73,16 @@ fn a_subscriber_that_never_reads_is_closed_and_counted_while_others_get_everythi
 
 #[test]
 fn a_client_that_asks_without_reading_is_paused_and_gets_every_answer_when_it_reads() {
+    check_paused(false);
+}
+
+#[test]
+fn so_is_one_that_stops_sending_before_it_reads() {
+    check_paused(true);
+}
+
+/// Asks for far more than any queue may hold before it reads the first answer.
+fn check_paused(stops_sending: bool) {
     const MESSAGES: usize = 200;
     const REQUESTS: usize = 300;
     const PAGE_BYTES: usize = MESSAGES * 4096;
@@ -86,6 +96,9 @@ fn a_client_that_asks_without_reading_is_paused_and_gets_every_answer_when_it_re
         "parent_id": null, "after_id": null });
     greedy.send(&bytes("LIST_MESSAGES", list).repeat(REQUESTS)).unwrap();
     greedy.send(&bytes("PING", json!({ "timestamp": "77" }))).unwrap();
+    if stops_sending {
+        greedy.hang_up();
+    }
     // Others are served meanwhile; by then the answers that fit anywhere have been made.
     (0..50).for_each(|number| drop(author.ask(post(&noise(number)), "MESSAGE_POSTED")));
     let grown = resident_bytes(&server).saturating_sub(before);
@@ -101,10 +114,12 @@ fn a_client_that_asks_without_reading_is_paused_and_gets_every_answer_when_it_re
         assert_eq!(frame.name, "MESSAGE_LIST", "answer {number}");
         assert_eq!(frame.fields["messages"].as_array().unwrap().len(), MESSAGES, "answer {number}");
     }
-    assert_eq!(
-        std::iter::repeat_with(next).find(|frame| frame.name == "PONG").unwrap().fields["client_timestamp"],
-        "77"
-    );
+    let pong = std::iter::repeat_with(next).find(|frame| frame.name == "PONG").unwrap();
+    assert_eq!(pong.fields["client_timestamp"], "77");
+    if stops_sending {
+        while let Incoming::Frame(_) = greedy.next(PATIENCE) {}
+        assert_eq!(greedy.next(PATIENCE), Incoming::Closed);
+    }
 }
 
 #[test]
