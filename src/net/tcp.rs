@@ -173,6 +173,8 @@ impl Core {
         if self.stopping.get() {
             return;
         }
+        // The newcomer may get the place of a session that ended in this turn and still holds its socket under that key.
+        self.see_off_departed();
         let mut stream = accepted.stream;
         let mut shard = self.shard.borrow_mut();
         let key = shard.connect(accepted.session, accepted.admission);
@@ -291,14 +293,13 @@ impl Core {
         );
         // A failed write ends a session, and its end is news for the other shards.
         shard.end_turn();
-        let departed = shard.take_departed();
         let wanted: Vec<_> = self
             .paused
             .borrow_mut()
             .extract_if(.., |key| shard.clients.get(*key).is_none() || shard.wants_input(*key))
             .collect();
         drop(shard);
-        departed.into_iter().for_each(|departed| self.see_off(departed));
+        self.see_off_departed();
         wanted.into_iter().filter_map(|key| self.connection(key)).for_each(|connection| connection.wake());
     }
 
@@ -321,6 +322,11 @@ impl Core {
             }
             connection.blocked.set(false);
         });
+    }
+
+    fn see_off_departed(self: &Rc<Self>) {
+        let departed = self.shard.borrow_mut().take_departed();
+        departed.into_iter().for_each(|departed| self.see_off(departed));
     }
 
     /// Lets go of an ended session's socket: at once, or after what it should still be told.

@@ -442,6 +442,20 @@ mod endings {
     }
 
     #[test]
+    fn a_newcomer_is_never_taken_for_somebody_who_just_left() {
+        const VISITS: usize = 400;
+        let server = Server::start(Settings::new());
+        let visit = |number: usize| {
+            let mut client = server.client();
+            let timestamp = i64::try_from(number).unwrap();
+            (0..3).for_each(|_| drop(client.ask(Ping { timestamp }, "PONG")));
+        };
+        std::thread::scope(|scope| {
+            (0..4).for_each(|_| drop(scope.spawn(|| (0..VISITS).for_each(visit))));
+        });
+    }
+
+    #[test]
     fn a_session_without_a_nickname_leaves_no_trace() {
         let server = Server::start(Settings::new());
         let mut watcher = server.client_named("watcher");
