@@ -128,6 +128,8 @@ pub struct Shard {
     pending: presence::Pending,
     peer_changes: Vec<PeerChange>,
     departed: Vec<Departed>,
+    /// Paused sessions that have room for answers again.
+    resumable: Vec<SessionKey>,
     /// When sessions may have been silent for too long; an entry is looked at again when it comes up.
     idle: BinaryHeap<Reverse<(u64, SessionId, SessionKey)>>,
     store: Arc<dyn Store>,
@@ -316,6 +318,7 @@ impl Shard {
             pending: presence::Pending::default(),
             peer_changes: Vec::new(),
             departed: Vec::new(),
+            resumable: Vec::new(),
             idle: BinaryHeap::new(),
             store: parts.store,
             passwords: parts.passwords,
@@ -355,6 +358,21 @@ impl Shard {
         }
     }
 
+    /// The client will send nothing more. What it asked before is still answered.
+    pub fn hang_up(&mut self, key: SessionKey) {
+        if let Some(session) = self.clients.get_mut(key) {
+            session.hung_up = true;
+        }
+        self.end_if_done(key);
+    }
+
+    fn end_if_done(&mut self, key: SessionKey) {
+        let is_done = |session: &Session| session.hung_up && !session.paused && matches!(session.flight, Flight::None);
+        if self.clients.get(key).is_some_and(is_done) {
+            self.close(key, CloseReason::Client);
+        }
+    }
+
     /// The connection is over, or is to be ended.
     pub fn close(&mut self, key: SessionKey, reason: CloseReason) {
         let Some(session) = self.clients.get(key) else { return };
@@ -381,9 +399,9 @@ impl Shard {
     #[must_use]
     pub fn wants_input(&self, key: SessionKey) -> bool {
         self.clients.get(key).is_some_and(|session| {
-            let blocked = !matches!(session.flight, Flight::None);
+            let blocked = session.paused || !matches!(session.flight, Flight::None);
             let full = blocked && session.inbox.len() >= INBOX_PAUSE_BYTES;
-            !full && session.outbox.spilled_bytes() < OUTBOX_PAUSE_BYTES
+            !session.hung_up && !full && session.outbox.spilled_bytes() < OUTBOX_PAUSE_BYTES
         })
     }
 
@@ -557,9 +575,18 @@ impl Shard {
             Ok(Flushed::Blocked) => blocked(key),
             Err(error) => {
                 debug!(session = session.id.0, %error, "write failed");
-                self.close(key, CloseReason::IoError);
+                return self.close(key, CloseReason::IoError);
             }
         }
+        if session.paused && session.outbox.bytes() < OUTBOX_PAUSE_BYTES {
+            session.paused = false;
+            self.resumable.push(key);
+        }
+    }
+
+    /// Sessions to [`Self::pump`], because they have read enough of their answers.
+    pub fn take_resumable(&mut self) -> Vec<SessionKey> {
+        std::mem::take(&mut self.resumable)
     }
 
     /// Bytes encoded since the last flush.
@@ -603,24 +630,25 @@ impl Shard {
     }
 
     /// Handles frames that were waiting.
-    fn pump(&mut self, key: SessionKey) {
-        if self.clients.get(key).is_none_or(|session| session.inbox.is_empty()) {
-            return;
+    pub fn pump(&mut self, key: SessionKey) {
+        if self.clients.get(key).is_some_and(|session| !session.inbox.is_empty()) {
+            let mut inbox = self.take_inbox(key);
+            let used = self.consume(key, &inbox);
+            inbox.drain(..used);
+            self.keep(key, inbox, &[]);
         }
-        let mut inbox = self.take_inbox(key);
-        let used = self.consume(key, &inbox);
-        inbox.drain(..used);
-        self.keep(key, inbox, &[]);
+        self.end_if_done(key);
     }
 
     /// Handles whole frames from the front of `bytes` while nothing holds them back, and returns the bytes used.
     fn consume(&mut self, key: SessionKey, bytes: &[u8]) -> usize {
         let mut rest = bytes;
         loop {
-            let Some(session) = self.clients.get(key) else { return bytes.len() };
+            let Some(session) = self.clients.get_mut(key) else { return bytes.len() };
             match Frame::cut(rest) {
                 Ok(Some((frame, behind))) => {
-                    if !may_proceed(&session.flight, frame.code) {
+                    session.paused = session.outbox.bytes() >= OUTBOX_PAUSE_BYTES;
+                    if session.paused || !may_proceed(&session.flight, frame.code) {
                         return bytes.len() - rest.len();
                     }
                     rest = behind;

@@ -121,13 +121,21 @@ impl Shard {
         let pending = std::mem::take(&mut self.pending);
         let changes = self.server_changes(&pending);
         self.greet(&pending.opening);
+        let is_gone = |((_, session), _): &(&(ChannelId, SessionId), &PlaceChange)| self.roster.get(*session).is_none();
+        let (left, moved): (Vec<_>, Vec<_>) = pending.places.iter().partition(is_gone);
+        // Who is gone has left its channel first (BEHAVIOUR.md 1.6), who is new is known before it joins one.
+        self.tell_places(left);
         self.tell_everybody(&changes);
         for key in &pending.opening {
             if let Some(session) = self.clients.get_mut(*key) {
                 session.presence = PresenceGate::Open;
             }
         }
-        for ((channel, session), change) in &pending.places {
+        self.tell_places(moved);
+    }
+
+    fn tell_places(&mut self, changes: Vec<(&(ChannelId, SessionId), &PlaceChange)>) {
+        for ((channel, session), change) in changes {
             self.tell_place(*channel, *session, change);
         }
     }
@@ -240,7 +248,7 @@ impl Clients {
     }
 
     fn hears_presence(&self, key: SessionKey) -> bool {
-        self.get(key).is_some_and(|session| session.presence == PresenceGate::Open)
+        self.get(key).is_some_and(|session| !matches!(session.presence, PresenceGate::Held { .. }))
     }
 }
 

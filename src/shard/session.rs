@@ -34,6 +34,10 @@ pub struct Session {
     pub outbox: Outbox,
     /// In the list of sessions to flush.
     pub dirty: bool,
+    /// Its next request waits until it has read answers.
+    pub paused: bool,
+    /// It will send nothing more, and ends once it has its answers.
+    pub hung_up: bool,
     /// Monotonic milliseconds of the last whole frame.
     pub last_frame_at: u64,
     /// The last broadcast delivered: an audience that is a union meets each session once.
@@ -146,6 +150,8 @@ impl Session {
             inbox: Vec::new(),
             outbox: Outbox::default(),
             dirty: false,
+            paused: false,
+            hung_up: false,
             last_frame_at: now,
             visited: 0,
             busy: None,

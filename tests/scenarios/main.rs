@@ -1,0 +1,15 @@
+//! What people, scripts and their mistakes meet: the real server over real sockets, by area.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod client;
+mod connections;
+mod limits;
+mod malformed;
+mod rates;
+mod shutdown;
+mod slow;
+mod startup;
