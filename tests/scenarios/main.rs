@@ -5,11 +5,21 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod accounts;
+mod chat;
 mod client;
 mod connections;
 mod limits;
 mod malformed;
+mod presence;
 mod rates;
+mod retention;
 mod shutdown;
 mod slow;
 mod startup;
+mod steps;
+mod storage;
+mod subchannels;
+mod threads;
+mod unread;
+mod users;
