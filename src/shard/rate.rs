@@ -80,7 +80,7 @@ impl Count {
             _ => *self = Self { period, current: 0, previous: 0 },
         }
         let inside = period_ms - now % period_ms;
-        let weighted = u64::from(self.previous) * inside / period_ms + u64::from(self.current);
+        let weighted = (u64::from(self.previous) * inside).div_ceil(period_ms) + u64::from(self.current);
         let fits = weighted < u64::from(limit);
         if fits {
             self.current += 1;
