@@ -7,6 +7,7 @@
 //! `CRASH_ROUNDS` sets the number of kills, `CRASH_SEED` repeats a run's choices.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+#![allow(clippy::print_stdout, reason = "the seed, and how much load there was")]
 
 mod support;
 
@@ -37,7 +38,7 @@ use support::{Client, Incoming, Link, Received, Server, Settings};
 
 const ROUNDS: u32 = 20;
 /// Ends one database goes through: everything is read back after each, so more of them would cost their square.
-const LIVES: usize = 10;
+const LIVES: u32 = 10;
 /// Publishers, of which the first few have accounts and so may edit.
 const PUBLISHERS: usize = 6;
 const ACCOUNTS: usize = 3;
@@ -59,9 +60,9 @@ const SECRET: &[u8] = b"0123456789012345678901234567890123456789abc";
 #[test]
 fn killed_under_load_at_random_moments_it_has_everything_it_acknowledged() {
     let rounds = number("CRASH_ROUNDS").map_or(ROUNDS, |rounds| u32::try_from(rounds).unwrap());
-    for first in (0..rounds).step_by(LIVES) {
+    for first in (0..rounds).step_by(LIVES as usize) {
         let mut trial = Trial::new(Settings::new());
-        let lives = first..rounds.min(first + LIVES as u32);
+        let lives = first..rounds.min(first + LIVES);
         trial.run(lives, Ending::Kill);
     }
 }
