@@ -104,6 +104,10 @@ struct Peer {
     /// What came and is no whole frame yet.
     received: Vec<u8>,
     pongs: Vec<i64>,
+    /// It has sent something.
+    has_spoken: bool,
+    /// It has not always read everything.
+    was_slow: bool,
 }
 
 impl Peer {
@@ -126,8 +130,12 @@ impl Peer {
         while let Some((frame, behind)) = Frame::cut(rest).unwrap() {
             let mut scratch = Vec::new();
             let payload = frame.unpack(&mut scratch).unwrap().payload;
-            if let ServerMessage::Pong(Pong { client_timestamp }) = ServerMessage::read(frame.code, payload).unwrap() {
-                self.pongs.push(client_timestamp);
+            match ServerMessage::read(frame.code, payload).unwrap() {
+                ServerMessage::Pong(Pong { client_timestamp }) => self.pongs.push(client_timestamp),
+                ServerMessage::ServerPresence(_) | ServerMessage::ChannelPresence(_) => {
+                    assert!(self.has_spoken, "presence before the first request");
+                }
+                _ => {}
             }
             rest = behind;
         }
@@ -176,7 +184,7 @@ impl World {
         self.sessions += 1;
         let admission = self.gate.admit(address.parse().unwrap()).unwrap();
         let key = self.shard.connect(SessionId(self.sessions), admission);
-        Peer { key, reads: None, received: Vec::new(), pongs: Vec::new() }
+        Peer { key, reads: None, received: Vec::new(), pongs: Vec::new(), has_spoken: false, was_slow: false }
     }
 
     /// The one that behaves is where the others can reach it.
@@ -192,7 +200,7 @@ impl World {
     fn say<'m>(&mut self, peer: usize, code: u8, message: &impl Wire<'m>) {
         let mut bytes = Vec::new();
         frame::write_message(&mut bytes, code, message).unwrap();
-        self.shard.receive(self.peers[peer].key, &bytes);
+        self.send(peer, &bytes);
     }
 
     fn take(&mut self, client: usize, step: Step<'_>) {
@@ -206,16 +214,21 @@ impl World {
             }
             Step::Work(count) => self.work(count),
             Step::Time(steps) => self.pass(u64::from(steps) * 10),
-            Step::Reads(blocks) => self.peers[client].reads = (blocks < u8::MAX).then_some(blocks),
+            Step::Reads(blocks) => {
+                let peer = &mut self.peers[client];
+                peer.reads = (blocks < u8::MAX).then_some(blocks);
+                peer.was_slow |= peer.reads.is_some();
+            }
             Step::Replace => self.replace(client),
         }
     }
 
     /// As a socket is read: only where the session wants it.
     fn send(&mut self, client: usize, bytes: &[u8]) {
-        let key = self.peers[client].key;
-        if self.shard.wants_input(key) {
-            self.shard.receive(key, bytes);
+        let peer = &mut self.peers[client];
+        if self.shard.wants_input(peer.key) {
+            peer.has_spoken = true;
+            self.shard.receive(peer.key, bytes);
         }
     }
 
@@ -283,6 +296,8 @@ impl World {
                 && self.shard.clients.get(departed.key).is_none()
             {
                 assert_ne!(client, CLIENTS, "the one that behaves was ended: {:?}", departed.reason);
+                let is_slow = departed.reason == CloseReason::SlowConsumer;
+                assert!(!is_slow || self.peers[client].was_slow, "a client that reads everything was ended as slow");
                 self.peers[client] = self.connect("192.0.2.1");
             }
         }
