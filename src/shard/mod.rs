@@ -155,6 +155,9 @@ pub struct Departed {
     pub outbox: Outbox,
 }
 
+/// A place and who held it: for what is looked at later, when another may sit there.
+type Held = (SessionKey, SessionId);
+
 /// The sessions and what is on its way to them: apart from the rest of the shard, so that audiences can be walked while
 /// frames are queued.
 pub struct Clients {
@@ -162,7 +165,7 @@ pub struct Clients {
     sessions: Slab<Box<Session>>,
     encoder: Encoder,
     dirty: Vec<SessionKey>,
-    slow: Vec<SessionKey>,
+    slow: Vec<Held>,
     visits: u64,
     outbox_bytes_max: usize,
     metrics: Cells,
@@ -233,6 +236,11 @@ impl Clients {
         self.sessions.is_empty()
     }
 
+    /// The place, if the session that held it still does.
+    fn still(&self, (key, id): Held) -> Option<SessionKey> {
+        self.get(key).filter(|session| session.id == id).map(|_| key)
+    }
+
     /// Queues a frame that others get too.
     pub fn send(&mut self, key: SessionKey, frame: &mut Broadcast<'_>) {
         let Some(session) = self.sessions.get_mut(key.0 as usize) else { return };
@@ -271,10 +279,10 @@ fn queue(
     segment: &Segment,
     bytes_max: usize,
     dirty: &mut Vec<SessionKey>,
-    slow: &mut Vec<SessionKey>,
+    slow: &mut Vec<Held>,
 ) {
     if session.outbox.push(segment, bytes_max).is_err() {
-        slow.push(key);
+        slow.push((key, session.id));
         return;
     }
     if !std::mem::replace(&mut session.dirty, true) {
@@ -533,8 +541,10 @@ impl Shard {
         }
     }
 
-    /// Ends a turn: other shards learn what changed here before any client can see a reply that follows from it.
+    /// Ends a turn: who did not take what this turn had for them is gone, and other shards learn what changed here before
+    /// any client can see a reply that follows from it.
     pub fn end_turn(&mut self) {
+        self.close_slow();
         if !self.peer_changes.is_empty() {
             let changes: Arc<[_]> = std::mem::take(&mut self.peer_changes).into();
             self.bus.send_others(self.id, &changes);
