@@ -49,7 +49,9 @@ pub struct Commit {
 }
 
 impl Commit {
-    fn new(batch: Batch, shards: usize) -> Self {
+    /// A commit that `shards` shards are about to hear of.
+    #[must_use]
+    pub fn new(batch: Batch, shards: usize) -> Self {
         let now = u64::try_from(clock::monotonic().as_micros()).unwrap_or(u64::MAX);
         let tally = |outcome: &Outcome| match &outcome.result {
             Ok(Event::Posted(message)) => {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use superchat::ids::{ChannelId, MessageId, UserId};
 use superchat::passwords::{HashJob, HashOutcome, Passwords};
 use superchat::shard::ShardEvent;
+use superchat::shard::event::Commit;
 use superchat::store::command::NewChannel;
 use superchat::store::{
     Account, Actor, Answer, Author, Busy, Channel, ChannelType, Command, Event, Message, Name, Outcome, Query, Refusal,
@@ -44,7 +45,7 @@ impl Memory {
         Some(match work {
             Work::Write(Submission { ticket, command }) => {
                 let outcome = Outcome { ticket: Some(ticket), result: rows.apply(command) };
-                ShardEvent::Committed([outcome].into())
+                ShardEvent::Committed(Commit::new([outcome].into(), 1))
             }
             Work::Read(ticket, query) => ShardEvent::Answered { token: ticket.token, answer: rows.answer(query) },
             Work::Hash(ticket, job) => ShardEvent::Hashed { token: ticket.token, outcome: hash(job) },
@@ -203,8 +204,7 @@ impl Rows {
             return Err(Refusal::NicknameTaken);
         }
         let user = UserId(self.accounts.len() as u64 + 1);
-        let account =
-            Account { id: user, nickname: nickname.clone(), flags, password_hash, by_alias: false, has_alias: false };
+        let account = Account { id: user, nickname: nickname.clone(), flags, password_hash, has_alias: false };
         self.accounts.insert(user, account);
         Ok(Event::Registered { user, nickname, flags })
     }

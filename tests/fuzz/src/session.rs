@@ -158,7 +158,7 @@ impl World {
     fn new() -> Self {
         let memory = Memory::new(channels());
         let settings = Arc::new(settings());
-        let now = Now { mono: 1_000, wall: 1_790_000_000_000 };
+        let now = Now { mono: 1_000, mono_micros: 1_000_000, wall: 1_790_000_000_000 };
         let shard = Shard::new(Parts {
             id: 0,
             rates: Arc::new(Rates::new(&settings)),
