@@ -241,12 +241,14 @@ impl Core {
     }
 
     fn read(self: &Rc<Self>, key: SessionKey, connection: &Connection) {
+        let mut scratch = self.scratch.borrow_mut();
+        let outcome = connection.stream.try_read(&mut scratch);
+        // Only now: what the sender of these bytes may know of was in the inbox before they were sent.
         self.apply_events();
         if connection.ended.get() {
             return;
         }
-        let mut scratch = self.scratch.borrow_mut();
-        match connection.stream.try_read(&mut scratch) {
+        match outcome {
             Ok(0) => self.shard.borrow_mut().close(key, CloseReason::Client),
             Ok(count) => self.receive(key, &scratch[..count]),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,

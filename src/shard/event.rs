@@ -90,8 +90,11 @@ impl Bus {
 
     /// Events waiting for a shard: its load beside its sessions.
     pub fn send(&self, shard: usize, event: ShardEvent) {
-        self.lock()[shard].events.push_back(event);
-        self.ring(shard);
+        let mut inboxes = self.lock();
+        inboxes[shard].events.push_back(event);
+        self.mark(shard);
+        drop(inboxes);
+        self.wake(shard);
     }
 
     /// Tells every shard but `from`.
@@ -100,9 +103,10 @@ impl Bus {
         let mut inboxes = self.lock();
         for shard in others.clone() {
             inboxes[shard].events.push_back(ShardEvent::Peers(Arc::clone(changes)));
+            self.mark(shard);
         }
         drop(inboxes);
-        others.for_each(|shard| self.ring(shard));
+        others.for_each(|shard| self.wake(shard));
     }
 
     /// Takes everything that waits for a shard.
@@ -133,8 +137,12 @@ impl Bus {
         self.drained.notify_all();
     }
 
-    fn ring(&self, shard: usize) {
+    /// Under the lock: no shard can act on a broadcast before every other one is bound to look into its inbox.
+    fn mark(&self, shard: usize) {
         self.doorbells[shard].pending.store(true, Ordering::Release);
+    }
+
+    fn wake(&self, shard: usize) {
         self.doorbells[shard].notify.notify_one();
     }
 
@@ -150,12 +158,13 @@ impl Deliver for Bus {
         while inboxes.iter().any(|inbox| inbox.commits >= SHARD_BACKLOG_MAX) && !self.closed.load(Ordering::Acquire) {
             inboxes = self.drained.wait(inboxes).unwrap_or_else(PoisonError::into_inner);
         }
-        for inbox in inboxes.iter_mut() {
+        for (shard, inbox) in inboxes.iter_mut().enumerate() {
             inbox.events.push_back(ShardEvent::Committed(Arc::clone(&batch)));
             inbox.commits += 1;
+            self.mark(shard);
         }
         drop(inboxes);
-        (0..self.shards()).for_each(|shard| self.ring(shard));
+        (0..self.shards()).for_each(|shard| self.wake(shard));
     }
 
     fn answered(&self, ticket: Ticket, answer: Answer) {

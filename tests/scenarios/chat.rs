@@ -755,6 +755,19 @@ fn unreadable_requests_are_told_apart_and_the_session_goes_on() {
     posted(&mut client, post(GENERAL, b"still here"));
 }
 
+#[test]
+fn what_one_client_was_answered_is_known_on_every_shard() {
+    let server = start();
+    let mut alice = server.client_named("alice");
+    let mut others: Vec<_> = (0..3).map(|_| server.client()).collect();
+    others.iter_mut().for_each(|other| subscribe(other, GENERAL));
+    for round in 0..300 {
+        posted(&mut alice, post(GENERAL, b"x"));
+        let other = &mut others[round % 3];
+        assert_eq!(heard(other).len(), if round < 3 { round + 1 } else { 3 }, "round {round}");
+    }
+}
+
 /// What three clients see of a small conversation, ids left out.
 fn conversation(settings: Settings) -> Vec<String> {
     let server = Server::start(settings);
