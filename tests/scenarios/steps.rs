@@ -1,5 +1,7 @@
 //! Steps that several scenarios take: requests as one call, and looks into the file.
 
+#![allow(unreachable_pub, reason = "modules of a test binary have no other crate to be reached from")]
+
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row};
 use serde_json::Value;
