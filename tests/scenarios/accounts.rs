@@ -262,15 +262,8 @@ fn nobody_becomes_an_admin_by_taking_a_listed_name() {
     let mut mallory = registered(&server, "mallory");
     assert_eq!(set_nickname(&mut mallory, "boss"), refusal("Nickname already in use"));
     let mut visitor = server.client_named("boss");
-    check_refused(
-        &mut visitor,
-        [(
-            superchat::wire::client::ListUsers { limit: 0, include_offline: superchat::wire::codec::Tail(Some(true)) }
-                .into(),
-            3000,
-            "Admin permission required for include_offline",
-        )],
-    );
+    let everybody = ListUsers { limit: 0, include_offline: Tail(Some(true)) };
+    check_refused(&mut visitor, [(everybody.into(), 3000, "Admin permission required for include_offline")]);
     let mut boss = registered(&server, "boss");
     assert_eq!(
         set_nickname(&mut boss, "chief"),
