@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use superchat::ids::ChannelId;
+use superchat::wire::ClientMessage;
 use superchat::wire::client::{JoinChannel, LeaveChannel, ListChannels, Logout, RegisterUser, SetNickname};
 use superchat::wire::codec::{Bounded, Tail};
 
@@ -124,36 +125,27 @@ fn the_answer_comes_before_the_presence_it_causes() {
     let server = start();
     let _other = server.client_named("other");
     let mut client = server.client();
-    let mut steps: Vec<(&str, &str)> = Vec::new();
-    let mut run = |client: &mut Client, reply: &'static str, presence: &'static str| {
-        let Incoming::Frame(first) = client.next() else { panic!("no frame") };
-        let mut frames = vec![first];
-        while !frames.iter().any(|frame| frame.name == presence) {
-            let Incoming::Frame(frame) = client.next() else { panic!("no {presence}") };
-            frames.push(frame);
-        }
-        assert_eq!(frames[0].name, reply, "{frames:?}");
-        steps.push((reply, presence));
-    };
-    client.send(SetNickname { nickname: Bounded(b"alice") });
-    run(&mut client, "NICKNAME_RESPONSE", "SERVER_PRESENCE");
-    drain(&mut client);
-    client.send(RegisterUser { password_hash: secret("alice").as_bytes() });
-    run(&mut client, "REGISTER_RESPONSE", "SERVER_PRESENCE");
-    drain(&mut client);
-    client.send(JoinChannel { channel_id: GENERAL, subchannel_id: None });
-    run(&mut client, "JOIN_RESPONSE", "CHANNEL_PRESENCE");
-    drain(&mut client);
-    client.send(LeaveChannel { channel_id: GENERAL, subchannel_id: None, permanent: Tail(None) });
-    run(&mut client, "LEAVE_RESPONSE", "CHANNEL_PRESENCE");
-    assert_eq!(steps.len(), 4);
+    let secret = secret("alice");
+    let leave = LeaveChannel { channel_id: GENERAL, subchannel_id: None, permanent: Tail(None) };
+    let steps: [(ClientMessage<'_>, &str, &str); 4] = [
+        (SetNickname { nickname: Bounded(b"alice") }.into(), "NICKNAME_RESPONSE", "SERVER_PRESENCE"),
+        (RegisterUser { password_hash: secret.as_bytes() }.into(), "REGISTER_RESPONSE", "SERVER_PRESENCE"),
+        (JoinChannel { channel_id: GENERAL, subchannel_id: None }.into(), "JOIN_RESPONSE", "CHANNEL_PRESENCE"),
+        (leave.into(), "LEAVE_RESPONSE", "CHANNEL_PRESENCE"),
+    ];
+    for (request, reply, presence) in steps {
+        client.send(request);
+        let Incoming::Frame(first) = client.next() else { panic!("no {reply}") };
+        assert_eq!(first.name, reply);
+        client.expect_broadcast(presence);
+        drain(&mut client);
+    }
 }
 
 /// Reads what is still on its way: a presence tick has passed once a change made now has come.
 fn drain(client: &mut Client) {
-    let nickname = format!("drain{}", client.quiet().len());
-    rename(client, &nickname);
-    told(client, &nickname, true);
+    rename(client, "drained");
+    told(client, "drained", true);
     client.quiet();
 }
 
