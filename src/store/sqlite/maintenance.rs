@@ -227,17 +227,21 @@ fn expired_root(conn: &Connection, channel: i64, oldest_kept: i64) -> rusqlite::
 }
 
 fn remove_from_thread(conn: &Connection, root: i64, budget: usize) -> rusqlite::Result<usize> {
-    let replies = row::execute(
+    // Counted here: those that go with the message they reply to are not among the rows a DELETE reports.
+    let replies = row::all(
         conn,
-        "DELETE FROM Message WHERE id IN (
-             SELECT id FROM Message INDEXED BY idx_messages_thread_root
-             WHERE thread_root_id = ?1 AND id <> ?1 ORDER BY id DESC LIMIT ?2)",
+        "SELECT id FROM Message INDEXED BY idx_messages_thread_root
+         WHERE thread_root_id = ?1 AND id <> ?1 ORDER BY id DESC LIMIT ?2",
         params![root, i64::try_from(budget).unwrap_or(i64::MAX)],
+        |row| row::number(row, 0),
     )?;
-    if replies == budget {
-        return Ok(replies);
+    for reply in &replies {
+        row::execute(conn, "DELETE FROM Message WHERE id = ?1", [*reply])?;
     }
-    Ok(replies + row::execute(conn, "DELETE FROM Message WHERE id = ?1", [root])?)
+    if replies.len() == budget {
+        return Ok(budget);
+    }
+    Ok(replies.len() + row::execute(conn, "DELETE FROM Message WHERE id = ?1", [root])?)
 }
 
 /// How many messages a clean-up would remove.
