@@ -107,7 +107,7 @@ fn every_write_to_a_locked_file_is_refused_in_its_own_words_and_succeeds_later()
 
     let lock = operator(server);
     lock.execute_batch("BEGIN EXCLUSIVE").unwrap();
-    let (old, new) = (secret("carol"), secret("new"));
+    let (old, new, edgars) = (secret("carol"), secret("new"), secret("edgar"));
     let subchannel =
         CreateSubchannel { channel_id: parent, name: b"child", description: b"", channel_type: 1, retention_hours: 1 };
     let mut cases: [(&mut Client, ClientMessage<'_>, u16, &str); 8] = [
@@ -130,7 +130,7 @@ fn every_write_to_a_locked_file_is_refused_in_its_own_words_and_succeeds_later()
         (&mut visitor, RegisterUser { password_hash: new.as_bytes() }.into(), 9001, "Database error"),
         (
             &mut session,
-            AuthRequest { nickname: b"carol", password_hash: old.as_bytes() }.into(),
+            AuthRequest { nickname: b"edgar", password_hash: edgars.as_bytes() }.into(),
             9001,
             "Database error",
         ),
