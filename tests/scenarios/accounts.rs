@@ -156,7 +156,8 @@ fn a_registered_session_is_signed_in_and_its_password_is_kept_as_bcrypt() {
     alice.ask(EditMessage { message_id: id, new_content: Bounded(b"y") }, "MESSAGE_EDITED");
     let stored = rows(
         &server,
-        "SELECT nickname, user_flags, substr(password_hash, 1, 7), length(password_hash), last_seen >= created_at FROM User",
+        "SELECT nickname, user_flags, substr(password_hash, 1, 7), length(password_hash), last_seen >= created_at
+         FROM User",
     );
     assert_eq!(stored, [["alice", "0", "$2a$10$", "60", "1"]]);
 }
@@ -197,7 +198,8 @@ fn sign_in_answers_with_the_account_or_says_why_not() {
     check_refused(&mut client, [(post(GENERAL, b"x").into(), 2000, "Nickname required. Use SET_NICKNAME first.")]);
     let before = clock::now_ms();
     let answer = Value::Object(sign_in(&mut client, "alice", "alice"));
-    let expected = json!({ "success": true, "user_id": "1", "nickname": "alice", "message": "Welcome back, alice!", "user_flags": 0 });
+    let expected = json!({ "success": true, "user_id": "1", "nickname": "alice", "message": "Welcome back, alice!",
+        "user_flags": 0 });
     assert_eq!(answer, expected);
     posted(&mut client, post(GENERAL, b"x"));
     assert_eq!(column(&mut client, roots(GENERAL), "author_user_id"), ["1"]);
@@ -330,7 +332,10 @@ fn a_password_can_go_where_a_key_stays_and_come_back_without_an_old_one() {
     let server = start();
     let mut alice = registered(&server, "alice");
     operator(&server)
-        .execute_batch("INSERT INTO SSHKey (user_id, fingerprint, public_key, key_type, added_at) VALUES (1, 'SHA256:a', 'k', 'ssh-ed25519', 1)")
+        .execute_batch(
+            "INSERT INTO SSHKey (user_id, fingerprint, public_key, key_type, added_at)
+             VALUES (1, 'SHA256:a', 'k', 'ssh-ed25519', 1)",
+        )
         .unwrap();
     assert_eq!(change_password(&mut alice, "alice", ""), granted(""));
     assert_eq!(rows(&server, "SELECT password_hash FROM User").concat(), [""]);

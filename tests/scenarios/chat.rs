@@ -1,4 +1,5 @@
-//! Channels and messages: listing, entering, creating, posting, editing, deleting, subscribing (BEHAVIOUR.md 2.5 to 2.15, 2.18).
+//! Channels and messages: listing, entering, creating, posting, editing, deleting, subscribing (BEHAVIOUR.md 2.5 to
+//! 2.15, 2.18).
 
 use serde_json::{Value, json};
 use superchat::ids::{ChannelId, MessageId};
@@ -216,7 +217,8 @@ fn a_new_channel_is_told_once_to_everybody() {
     }
     let stored = rows(
         &server,
-        "SELECT name, display_name, description, channel_type, message_retention_hours, created_by, parent_id FROM Channel WHERE id = 6",
+        "SELECT name, display_name, description, channel_type, message_retention_hours, created_by, parent_id
+         FROM Channel WHERE id = 6",
     );
     assert_eq!(stored, [["rust", "Rust talk", "Crabs", "0", "8760", "1", "NULL"]]);
     server.kill9();
@@ -533,7 +535,8 @@ fn an_edit_is_stored_with_its_history_and_told_once_to_all_who_look() {
     join(&mut alice, GENERAL);
 
     let answer = Value::Object(alice.ask(edit(id, b"second"), "MESSAGE_EDITED"));
-    let expected = json!({ "success": true, "message_id": id.0.to_string(), "edited_at": answer["edited_at"], "new_content": "second", "message": "" });
+    let expected = json!({ "success": true, "message_id": id.0.to_string(), "edited_at": answer["edited_at"],
+        "new_content": "second", "message": "" });
     assert_eq!(answer, expected);
     check_told_once(&mut audience, "MESSAGE_EDITED", &expected);
     assert!(heard(&mut alice).is_empty(), "the answer is the editor's copy");
@@ -608,7 +611,8 @@ fn a_deletion_leaves_a_placeholder_and_is_told_once_to_all_who_look() {
     let mut audience = onlookers(&server, id);
     join(&mut alice, GENERAL);
     let answer = Value::Object(alice.ask(delete(id), "MESSAGE_DELETED"));
-    let expected = json!({ "success": true, "message_id": id.0.to_string(), "deleted_at": answer["deleted_at"], "message": "[deleted by ~alice]" });
+    let expected = json!({ "success": true, "message_id": id.0.to_string(), "deleted_at": answer["deleted_at"],
+        "message": "[deleted by ~alice]" });
     assert_eq!(answer, expected);
     check_told_once(&mut audience, "MESSAGE_DELETED", &expected);
     assert!(heard(&mut alice).is_empty(), "the answer is the deleter's copy");

@@ -93,7 +93,10 @@ fn the_own_entry_comes_and_carries_the_identity_of_the_moment() {
     let mut boss = server.client_named("boss");
     let session = told(&mut boss, "boss", true)["session_id"].clone();
     assert!(number(&session) > 0);
-    let entry = |nickname: &str, user: Option<&str>, flags: u8| json!({ "session_id": session, "nickname": nickname, "is_registered": user.is_some(), "user_id": user, "user_flags": flags, "online": true });
+    let entry = |nickname: &str, user: Option<&str>, flags: u8| {
+        json!({ "session_id": session, "nickname": nickname, "is_registered": user.is_some(), "user_id": user,
+            "user_flags": flags, "online": true })
+    };
     let mut check = |client: &mut Client, nickname: &str, user: Option<&str>, flags: u8| {
         for hearer in [client, &mut watcher] {
             let changed = hearer.expect_matching("SERVER_PRESENCE", |presence| {
@@ -204,8 +207,8 @@ fn a_channel_is_told_who_comes_and_goes() {
     let mut alice = registered(&server, "alice");
     join(&mut alice, GENERAL);
     let expected = |session: &Value, joined: bool| {
-        json!({ "channel_id": "2", "subchannel_id": null, "session_id": session, "nickname": "alice", "is_registered": true,
-            "user_id": "1", "user_flags": 0, "joined": joined })
+        json!({ "channel_id": "2", "subchannel_id": null, "session_id": session, "nickname": "alice",
+            "is_registered": true, "user_id": "1", "user_flags": 0, "joined": joined })
     };
     let own = in_channel(&mut alice, GENERAL, "alice", true);
     assert_eq!(Value::Object(own.clone()), expected(&own["session_id"], true));

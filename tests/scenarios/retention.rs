@@ -25,7 +25,8 @@ fn age(server: &Server, messages: &[(MessageId, i64)]) {
 fn leave_a_mark(server: &Server) {
     operator(server)
         .execute_batch(
-            "INSERT OR REPLACE INTO DMInvite (id, initiator_session_id, target_session_id, created_at) VALUES (1, 1, 2, 1000)",
+            "INSERT OR REPLACE INTO DMInvite (id, initiator_session_id, target_session_id, created_at)
+             VALUES (1, 1, 2, 1000)",
         )
         .unwrap();
 }
@@ -157,10 +158,12 @@ fn dead_invites_servers_and_read_marks_go_and_bans_stay() {
                  (1, 1, 1, unixepoch() - 91 * 86400), (1, 2, 1, unixepoch() - 89 * 86400);
              INSERT INTO DMInvite (id, initiator_session_id, target_session_id, created_at) VALUES
                  (8, 1, 2, (unixepoch() - 31 * 86400) * 1000), (9, 3, 4, (unixepoch() - 29 * 86400) * 1000);
-             INSERT INTO DiscoveredServer (hostname, port, name, description, last_heartbeat, discovered_via, created_at) VALUES
+             INSERT INTO DiscoveredServer (hostname, port, name, description, last_heartbeat, discovered_via, created_at)
+             VALUES
                  ('dead', 1, '', '', (unixepoch() - 8 * 86400) * 1000, 'gossip', 1),
                  ('alive', 1, '', '', (unixepoch() - 6 * 86400) * 1000, 'gossip', 1);
-             INSERT INTO Ban (ban_type, nickname, reason, banned_at, banned_until, banned_by) VALUES ('user', 'x', '', 1, 2, 'b')",
+             INSERT INTO Ban (ban_type, nickname, reason, banned_at, banned_until, banned_by)
+                 VALUES ('user', 'x', '', 1, 2, 'b')",
         )
         .unwrap();
     server.stop();

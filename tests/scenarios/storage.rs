@@ -382,7 +382,8 @@ fn messages_inserted_by_hand_are_listed_and_later_ids_rise_above_them() {
     let far: u64 = 1 << 61;
     operator(&server)
         .execute(
-            "INSERT INTO Message (id, channel_id, thread_root_id, author_nickname, content, created_at) VALUES (?1, 2, ?1, 'op', 'by hand', 1)",
+            "INSERT INTO Message (id, channel_id, thread_root_id, author_nickname, content, created_at)
+             VALUES (?1, 2, ?1, 'op', 'by hand', 1)",
             [i64::try_from(far).unwrap()],
         )
         .unwrap();

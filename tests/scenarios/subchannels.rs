@@ -78,8 +78,8 @@ fn a_new_subchannel_is_told_once_to_everybody_in_one_text() {
     let mut others = [server.client(), server.client_named("bob"), server.client()];
     let request = CreateSubchannel { description: b"Nuts", channel_type: 0, ..subchannel(GENERAL, "bolts") };
     let reply = Value::Object(boss.ask(request, "SUBCHANNEL_CREATED"));
-    let expected = json!({ "success": true, "channel_id": "2", "subchannel_id": "6", "name": "bolts", "description": "Nuts",
-        "channel_type": 0, "retention_hours": 24, "message": "Subchannel 'bolts' created successfully" });
+    let expected = json!({ "success": true, "channel_id": "2", "subchannel_id": "6", "name": "bolts",
+        "description": "Nuts", "channel_type": 0, "retention_hours": 24, "message": "Subchannel 'bolts' created successfully" });
     assert_eq!(reply, expected);
     assert!(heard(&mut boss).is_empty());
     for other in &mut others {
@@ -271,7 +271,8 @@ fn old_rows_with_a_subchannel_are_messages_of_that_subchannel() {
     let (server, mut alice) = with_subchannel();
     operator(&server)
         .execute_batch(
-            "INSERT INTO Message (id, channel_id, subchannel_id, parent_id, thread_root_id, author_nickname, content, created_at)
+            "INSERT INTO Message
+                 (id, channel_id, subchannel_id, parent_id, thread_root_id, author_nickname, content, created_at)
              VALUES (100, 6, 7, NULL, 100, 'old', 'root', 1000), (101, 6, 7, 100, 100, 'old', 'reply', 1001)",
         )
         .unwrap();

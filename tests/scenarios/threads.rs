@@ -15,13 +15,18 @@ const DEPTH_FIRST: &[&str] = &["a", "a1", "a11", "a111", "a12", "a2", "b", "b1",
 struct Thread {
     root: MessageId,
     ids: Vec<MessageId>,
+    /// Posted in another channel right before `a11`.
+    interlude: MessageId,
 }
 
 impl Thread {
     fn grow(author: &mut Client) -> Self {
         let root = posted(author, post(GENERAL, b"root"));
-        let mut thread = Self { root, ids: Vec::new() };
+        let mut thread = Self { root, ids: Vec::new(), interlude: root };
         for path in TREE {
+            if *path == "a11" {
+                thread.interlude = posted(author, post(TECH, b"interlude"));
+            }
             let parent = if path.len() == 1 { root } else { thread.id(&path[..path.len() - 1]) };
             thread.ids.push(posted(author, reply(GENERAL, parent, path.as_bytes())));
         }
@@ -82,7 +87,7 @@ fn before_id_goes_on_behind_a_reply_of_the_thread_and_is_a_bound_otherwise() {
     check_page(&mut client, before(tree.id("a111"), 2), &["a12", "a2"]);
     check_page(&mut client, before(tree.id("c"), 0), &[]);
     check_page(&mut client, before(elsewhere, 0), DEPTH_FIRST);
-    check_page(&mut client, before(MessageId(tree.id("a11").0 - 1), 0), &["a", "a1", "a2", "b", "b1"]);
+    check_page(&mut client, before(tree.interlude, 0), &["a", "a1", "a2", "b", "b1"]);
     let both = ListMessages { after_id: Some(tree.id("b2")), ..before(tree.id("b1"), 0) };
     check_page(&mut client, both, &["b2", "c"]);
 }

@@ -17,7 +17,8 @@ fn users(client: &mut Client, limit: u16, include_offline: Option<bool>) -> Vec<
 }
 
 fn person(nickname: &str, user: Option<u32>, online: bool) -> Value {
-    json!({ "nickname": nickname, "is_registered": user.is_some(), "user_id": user.map(|id| id.to_string()), "online": online })
+    let user_id = user.map(|id| id.to_string());
+    json!({ "nickname": nickname, "is_registered": user.is_some(), "user_id": user_id, "online": online })
 }
 
 #[test]
