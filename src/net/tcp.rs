@@ -172,6 +172,8 @@ impl Core {
         if self.stopping.get() {
             return;
         }
+        // The key of a session that ended may be given anew: its socket is let go of first.
+        self.finish_turn();
         let mut stream = accepted.stream;
         let mut shard = self.shard.borrow_mut();
         let key = shard.connect(accepted.session, accepted.admission);

@@ -31,7 +31,7 @@ pub use publish::{created, subchannel_created_text};
 use rate::SlidingWindow;
 pub use roster::Person;
 use roster::{PeerChange, Repeat, Roster};
-use session::{Flight, PresenceGate, Session, SessionKey, Waiting};
+use session::{Flight, Posts, PresenceGate, Session, SessionKey, Waiting};
 pub use settings::ChatSettings;
 use topics::{Listener, Spelling, Topics};
 
@@ -320,8 +320,10 @@ impl Shard {
 
     // What the driver calls.
 
-    /// A connection was admitted: SERVER_CONFIG is its first frame (BEHAVIOUR.md 1.2).
+    /// A connection was admitted: SERVER_CONFIG is its first frame (BEHAVIOUR.md 1.2). Its key may be that of an earlier
+    /// session, so the driver lets go of those that ended ([`Self::take_departed`]) first.
     pub fn connect(&mut self, id: SessionId, admission: Admission) -> SessionKey {
+        debug_assert!(self.departed.is_empty(), "a key changes hands before its last holder was seen off");
         let session = Session::new(id, admission, self.now.mono, self.roster.version());
         let key = key_of(self.clients.sessions.insert(session));
         self.metrics.session_opened();
@@ -395,9 +397,14 @@ impl Shard {
         let session = self.clients.session(key);
         match std::mem::take(&mut session.flight) {
             Flight::Waiting(Waiting(next)) => next(self, key, Resume::Outcome(result.clone())),
-            Flight::Posts(count) => {
-                session.flight = if count > 1 { Flight::Posts(count - 1) } else { Flight::None };
+            Flight::Posts(mut posts) => {
                 handlers::messages::posted(self, key, result);
+                for refused in posts.came_back() {
+                    self.error(key, refused.code, &refused.text);
+                }
+                if !posts.is_empty() {
+                    self.clients.session(key).flight = Flight::Posts(posts);
+                }
             }
             Flight::None => {}
         }
@@ -478,8 +485,10 @@ impl Shard {
         }
     }
 
-    /// Ends a turn: other shards learn what changed here before any client can see a reply that follows from it.
+    /// Ends a turn: whoever did not take what this turn queued is closed, and other shards learn what changed here before
+    /// any client can see a reply that follows from it.
     pub fn end_turn(&mut self) {
+        self.close_slow();
         if !self.peer_changes.is_empty() {
             let changes: Arc<[_]> = std::mem::take(&mut self.peer_changes).into();
             self.bus.send_others(self.id, &changes);
@@ -638,8 +647,11 @@ impl Shard {
         }
     }
 
-    /// Answers with an ERROR.
+    /// Answers with an ERROR. While posts are under way only further posts are handled, and a refusal waits for its turn.
     pub fn error(&mut self, key: SessionKey, code: ErrorCode, text: &str) {
+        if let Flight::Posts(posts) = &mut self.clients.session(key).flight {
+            return posts.refuse(code, text);
+        }
         self.metrics.error(code.number());
         self.reply(key, server::Error { error_code: code.number(), message: text.as_bytes() });
     }
@@ -687,10 +699,12 @@ impl Shard {
             return self.busy(key);
         }
         let session = self.clients.session(key);
-        session.flight = match session.flight {
-            Flight::Posts(count) => Flight::Posts(count + 1),
-            _ => Flight::Posts(1),
-        };
+        if !matches!(session.flight, Flight::Posts(_)) {
+            session.flight = Flight::Posts(Posts::default());
+        }
+        if let Flight::Posts(posts) = &mut session.flight {
+            posts.submitted();
+        }
     }
 
     /// Hashes or verifies a password; `next` gets the outcome. No further frame of the session is handled before.
@@ -831,7 +845,9 @@ impl Shard {
 fn may_proceed(flight: &Flight, code: u8) -> bool {
     match flight {
         Flight::None => true,
-        Flight::Posts(count) => code == client::PostMessage::CODE && *count < POSTS_IN_FLIGHT_MAX,
+        Flight::Posts(posts) => {
+            code == client::PostMessage::CODE && posts.unanswered() < usize::from(POSTS_IN_FLIGHT_MAX)
+        }
         Flight::Waiting(_) => false,
     }
 }

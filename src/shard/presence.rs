@@ -22,8 +22,8 @@ pub const TICK_MS: u64 = 50;
 pub struct Pending {
     sessions: HashMap<SessionId, SessionChange, RandomState>,
     places: HashMap<(ChannelId, SessionId), PlaceChange, RandomState>,
-    /// Sessions of this shard that are told more than the changes.
-    opening: Vec<SessionKey>,
+    /// Sessions of this shard that are told more than the changes; each may end, and its key change hands, before the tick.
+    opening: Vec<(SessionKey, SessionId)>,
     due: Option<u64>,
 }
 
@@ -111,18 +111,19 @@ impl Shard {
             session.presence = gate;
         }
         if !waits_already {
-            self.pending.opening.push(key);
+            self.pending.opening.push((key, session.id));
         }
         self.pending.arm(self.now.mono);
     }
 
     /// Tells everybody on this shard what changed since the last tick.
     pub(super) fn presence_tick(&mut self) {
-        let pending = std::mem::take(&mut self.pending);
+        let mut pending = std::mem::take(&mut self.pending);
+        pending.opening.retain(|(key, id)| self.clients.get(*key).is_some_and(|session| session.id == *id));
         let changes = self.server_changes(&pending);
         self.greet(&pending.opening);
         self.tell_everybody(&changes);
-        for key in &pending.opening {
+        for (key, _) in &pending.opening {
             if let Some(session) = self.clients.get_mut(*key) {
                 session.presence = PresenceGate::Open;
             }
@@ -167,9 +168,9 @@ impl Shard {
     }
 
     /// Newcomers get the whole roster, themselves included; sessions that were held back what changed meanwhile.
-    fn greet(&mut self, opening: &[SessionKey]) {
+    fn greet(&mut self, opening: &[(SessionKey, SessionId)]) {
         let mut everybody: Option<Run> = None;
-        for key in opening {
+        for (key, _) in opening {
             let Some(session) = self.clients.get(*key) else { continue };
             match session.presence {
                 PresenceGate::Snapshot => {

@@ -9,6 +9,7 @@ use super::{Continuation, Person};
 use crate::ids::{ChannelId, MessageId, SessionId, UserId};
 use crate::net::Admission;
 use crate::store::{Actor, FLAG_ADMIN, Name};
+use crate::wire::ErrorCode;
 use crate::wire::frame::PeerVersion;
 
 /// A session's place in its shard. Only meaningful while the session lives; a [`super::token`] also says which one.
@@ -72,10 +73,53 @@ pub enum PresenceGate {
 pub enum Flight {
     #[default]
     None,
-    /// Posts on their way to the writer.
-    Posts(u16),
+    Posts(Posts),
     /// One request; what goes on when its answer arrives.
     Waiting(Waiting),
+}
+
+/// Posts on their way to the writer, and refusals of later ones, which wait for their turn.
+#[derive(Debug, Default)]
+pub struct Posts {
+    under_way: u16,
+    refused: Vec<RefusedPost>,
+}
+
+/// What a post is answered with once those in front of it are.
+#[derive(Debug)]
+pub struct RefusedPost {
+    /// Posts in front of it without an answer.
+    behind: u16,
+    pub code: ErrorCode,
+    pub text: Box<str>,
+}
+
+impl Posts {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.under_way == 0
+    }
+
+    /// Posts without an answer, of either kind.
+    #[must_use]
+    pub fn unanswered(&self) -> usize {
+        usize::from(self.under_way) + self.refused.len()
+    }
+
+    pub fn submitted(&mut self) {
+        self.under_way += 1;
+    }
+
+    pub fn refuse(&mut self, code: ErrorCode, text: &str) {
+        self.refused.push(RefusedPost { behind: self.under_way, code, text: text.into() });
+    }
+
+    /// The oldest post came back from the writer; returns the refusals whose turn it is now.
+    pub fn came_back(&mut self) -> Vec<RefusedPost> {
+        self.under_way -= 1;
+        self.refused.iter_mut().for_each(|refused| refused.behind -= 1);
+        self.refused.extract_if(.., |refused| refused.behind == 0).collect()
+    }
 }
 
 /// What a request waits for.

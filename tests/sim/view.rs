@@ -315,15 +315,10 @@ impl View {
     }
 
     fn reply(&mut self, message: &ServerMessage<'_>, facts: &mut Facts, applied: usize) -> Check {
-        let addendum = self.addendum.take();
-        match (addendum, message) {
-            (Some(Addendum::UserInfo), ServerMessage::UserInfo(info)) if self.is_own_name(info.nickname) => {
-                return Ok(());
-            }
-            (Some(Addendum::SignInHint), ServerMessage::AuthResponse(_)) => return Ok(()),
-            _ => {}
-        }
         self.pass_silent();
+        if self.is_addendum(message) {
+            return Ok(());
+        }
         let Some(request) = self.outstanding.pop_front() else {
             return Err(self.broken(Rule::Reply, format!("{message:?} without a request")));
         };
@@ -334,8 +329,22 @@ impl View {
         }
     }
 
-    fn is_own_name(&self, nickname: &[u8]) -> bool {
-        self.nickname.as_deref() == Some(nickname)
+    /// Whether a frame belongs to the answer before it. USER_INFO of the own name may be both, then it counts as an answer
+    /// and the other one, which looks the same, is still to come.
+    fn is_addendum(&mut self, message: &ServerMessage<'_>) -> bool {
+        let is_hint = |text: &[u8]| text == b"You were disconnected. Please sign in again.";
+        match (self.addendum.take(), message) {
+            (Some(Addendum::UserInfo), ServerMessage::UserInfo(info)) => {
+                let is_own = self.nickname.as_deref() == Some(info.nickname);
+                let is_asked = matches!(self.outstanding.front(), Some(Request::Info { name }) if name.as_bytes() == info.nickname);
+                self.addendum = is_asked.then_some(Addendum::UserInfo);
+                is_own && !is_asked
+            }
+            (Some(Addendum::SignInHint), ServerMessage::AuthResponse(response)) => {
+                response.outcome.as_ref().is_err_and(|failed| is_hint(failed.message))
+            }
+            _ => false,
+        }
     }
 
     /// ERROR answers what it may answer, for a reason that holds.

@@ -625,7 +625,7 @@ impl World {
         }
         let rest = waiting(shard, link.key);
         let new = link.observe(rest, plan.outbox_bytes_max, facts, *applied_at_flush)?;
-        let is_prompt = link.rest.is_empty() || link.socket.room == 0;
+        let is_prompt = new == 0 || link.rest.is_empty() || link.socket.room == 0;
         ensure!(is_prompt, Rule::Prompt, "{} bytes wait for {session} although it reads", link.rest.len());
         if let Some(live) = live(shard, link) {
             link.view.end_turn(live, facts)?;
@@ -870,12 +870,14 @@ impl World {
     fn come_to_rest(&mut self) -> Check {
         let mut quiet = 0;
         for _ in 0..REST_ROUNDS {
-            quiet = if self.is_busy() { 0 } else { quiet + 1 };
+            let links = self.links.len();
+            self.round()?;
+            self.pass(TICK_MS + 1);
+            let is_quiet = !self.is_busy() && self.links.len() == links;
+            quiet = if is_quiet { quiet + 1 } else { 0 };
             if quiet > 3 {
                 return Ok(());
             }
-            self.round()?;
-            self.pass(TICK_MS + 1);
         }
         Err(Violation { rule: Rule::Rest, what: format!("still busy after {REST_ROUNDS} rounds") })
     }
