@@ -16,7 +16,7 @@ pub mod settings;
 pub mod topics;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::BinaryHeap;
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ pub use publish::{created, subchannel_created_text};
 use rate::SlidingWindow;
 pub use roster::Person;
 use roster::{PeerChange, Repeat, Roster};
-use session::{Flight, PresenceGate, Request, Session, SessionKey, Waiting};
+use session::{Flight, Posts, PresenceGate, Request, Session, SessionKey, Waiting};
 pub use settings::ChatSettings;
 use topics::{Listener, Spelling, Topics};
 
@@ -341,8 +341,10 @@ impl Shard {
 
     // What the driver calls.
 
-    /// A connection was admitted: SERVER_CONFIG is its first frame (BEHAVIOUR.md 1.2).
+    /// A connection was admitted: SERVER_CONFIG is its first frame (BEHAVIOUR.md 1.2). Its key may be that of an earlier
+    /// session, so the driver lets go of those that ended ([`Self::take_departed`]) first.
     pub fn connect(&mut self, id: SessionId, admission: Admission) -> SessionKey {
+        debug_assert!(self.departed.is_empty(), "a key changes hands before its last holder was seen off");
         let session = Session::new(id, admission, self.now.mono, self.roster.version());
         let key = key_of(self.clients.sessions.insert(Box::new(session)));
         self.metrics.session_opened();
@@ -435,15 +437,23 @@ impl Shard {
         let session = self.clients.session(key);
         match std::mem::take(&mut session.flight) {
             Flight::Waiting(waiting) => self.go_on(key, *waiting, Resume::Outcome(result.clone())),
-            Flight::Posts(mut posts) => {
-                let read_at = posts.pop_front().unwrap_or(self.now.mono_micros);
-                session.flight = if posts.is_empty() { Flight::None } else { Flight::Posts(posts) };
-                handlers::messages::posted(self, key, result);
-                self.measure_post(read_at, result.is_ok());
-            }
+            Flight::Posts(posts) => self.answer_post(key, posts, result),
             Flight::None => {}
         }
         self.answered(key);
+    }
+
+    /// Answers the oldest post of a session, and the refused ones that came right behind it.
+    fn answer_post(&mut self, key: SessionKey, mut posts: Box<Posts>, result: &Result<Event, Refusal>) {
+        let read_at = posts.came_back().unwrap_or(self.now.mono_micros);
+        handlers::messages::posted(self, key, result);
+        self.measure_post(read_at, result.is_ok());
+        while let Some(refused) = posts.next_refused() {
+            self.error(key, refused.code, &refused.text);
+        }
+        if !posts.is_empty() {
+            self.clients.session(key).flight = Flight::Posts(posts);
+        }
     }
 
     fn go_on(&mut self, key: SessionKey, waiting: Waiting, with: Resume) {
@@ -725,8 +735,11 @@ impl Shard {
         }
     }
 
-    /// Answers with an ERROR.
+    /// Answers with an ERROR. While posts are under way only further posts are handled, and a refusal waits for its turn.
     pub fn error(&mut self, key: SessionKey, code: ErrorCode, text: &str) {
+        if let Flight::Posts(posts) = &mut self.clients.session(key).flight {
+            return posts.refuse(code, text);
+        }
         self.metrics.error(code.number());
         self.reply(key, server::Error { error_code: code.number(), message: text.as_bytes() });
     }
@@ -775,8 +788,12 @@ impl Shard {
         }
         let read_at = self.request.read_at;
         match &mut self.clients.session(key).flight {
-            Flight::Posts(posts) => posts.push_back(read_at),
-            other => *other = Flight::Posts(Box::new(VecDeque::from([read_at]))),
+            Flight::Posts(posts) => posts.submitted(read_at),
+            other => {
+                let mut posts = Box::<Posts>::default();
+                posts.submitted(read_at);
+                *other = Flight::Posts(posts);
+            }
         }
     }
 
