@@ -581,10 +581,12 @@ impl Shard {
     fn consume(&mut self, key: SessionKey, bytes: &[u8]) -> usize {
         let mut rest = bytes;
         loop {
-            let Some(session) = self.clients.get(key) else { return bytes.len() };
+            let Some(session) = self.clients.get_mut(key) else { return bytes.len() };
             match Frame::cut(rest) {
                 Ok(Some((frame, behind))) => {
                     if !may_proceed(&session.flight, frame.code) {
+                        // Whoever sends frames is not idle, even while they wait for us.
+                        session.last_frame_at = self.now.mono;
                         return bytes.len() - rest.len();
                     }
                     rest = behind;
