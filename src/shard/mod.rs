@@ -669,6 +669,8 @@ impl Shard {
                 Ok(Some((frame, behind))) => {
                     session.paused = session.outbox.bytes() >= OUTBOX_PAUSE_BYTES;
                     if session.paused || !may_proceed(&session.flight, frame.code) {
+                        // Whoever sends frames is not idle, even while they wait for us.
+                        session.last_frame_at = self.now.mono;
                         return bytes.len() - rest.len();
                     }
                     rest = behind;

@@ -21,8 +21,34 @@ pub struct Fact {
     pub is_deleted: bool,
 }
 
+/// Something that a run came by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Milestone {
+    /// A frame of this type left.
+    Frame(u8),
+    /// An ERROR of this code answered a request.
+    Refused(u16),
+    /// A session ended for this reason.
+    Ended(&'static str),
+    /// An edit, a deletion or a new channel reached somebody who did not ask for it.
+    Told(u8),
+    /// A list was compared with what was delivered since SUBSCRIBE_OK, and both had something.
+    ListMetDeliveries,
+    /// A thread's subscriber heard a reply.
+    Reply,
+    /// A commit of more than one outcome.
+    GroupCommit,
+    /// A long batch was flushed before its end.
+    FlushWithinBatch,
+    /// Bytes waited for a socket.
+    Spill,
+}
+
 #[derive(Debug, Default)]
 pub struct Facts {
+    pub reached: BTreeMap<Milestone, u64>,
+    /// Frames that left since the last line of the log, in words; `None` while nobody reads it.
+    pub frames_log: Option<Vec<String>>,
     pub messages: BTreeMap<MessageId, Fact>,
     /// All channels there ever were, each with its parent.
     pub channels: BTreeMap<ChannelId, Option<ChannelId>>,
@@ -76,6 +102,10 @@ impl Facts {
 
     pub fn has_account(&self, name: &str) -> bool {
         self.accounts.contains(name.as_bytes())
+    }
+
+    pub fn reach(&mut self, milestone: Milestone) {
+        *self.reached.entry(milestone).or_default() += 1;
     }
 
     /// Takes note of one outcome, in commit order.

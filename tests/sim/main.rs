@@ -28,13 +28,20 @@ mod store;
 mod view;
 mod world;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use facts::Milestone;
 use rule::{Rule, Violation};
 use sabotage::Sabotage;
+use superchat::wire::ErrorCode;
+use superchat::wire::server::{
+    ChannelCreated, ChannelPresence, MessageDeleted, MessageEdited, NewMessage, ServerPresence, SubchannelCreated,
+    UserInfo,
+};
 use world::World;
 
 /// Seeds of the sweep unless `SIM_SEEDS` says otherwise.
@@ -45,6 +52,41 @@ const SABOTAGE_SEEDS: u64 = 100;
 
 /// Seeds that failed once, and what they found.
 const KEPT_SEEDS: &[(u64, &str)] = &[];
+
+/// What a sweep that deserves the name comes by.
+const MILESTONES: &[Milestone] = &[
+    Milestone::ListMetDeliveries,
+    Milestone::Reply,
+    Milestone::GroupCommit,
+    Milestone::FlushWithinBatch,
+    Milestone::Spill,
+    Milestone::Frame(NewMessage::CODE),
+    Milestone::Frame(ServerPresence::CODE),
+    Milestone::Frame(ChannelPresence::CODE),
+    Milestone::Frame(UserInfo::CODE),
+    Milestone::Frame(MessageEdited::CODE),
+    Milestone::Frame(MessageDeleted::CODE),
+    Milestone::Told(MessageEdited::CODE),
+    Milestone::Told(MessageDeleted::CODE),
+    Milestone::Told(ChannelCreated::CODE),
+    Milestone::Told(SubchannelCreated::CODE),
+    Milestone::Refused(ErrorCode::AuthRequired as u16),
+    Milestone::Refused(ErrorCode::PermissionDenied as u16),
+    Milestone::Refused(ErrorCode::ChannelNotFound as u16),
+    Milestone::Refused(ErrorCode::MessageNotFound as u16),
+    Milestone::Refused(ErrorCode::ThreadNotFound as u16),
+    Milestone::Refused(ErrorCode::ThreadSubscriptionLimit as u16),
+    Milestone::Refused(ErrorCode::ChannelSubscriptionLimit as u16),
+    Milestone::Refused(ErrorCode::InvalidInput as u16),
+    Milestone::Refused(ErrorCode::Database as u16),
+    Milestone::Refused(ErrorCode::Unavailable as u16),
+    Milestone::Ended("client"),
+    Milestone::Ended("idle"),
+    Milestone::Ended("slow_consumer"),
+    Milestone::Ended("protocol_error"),
+    Milestone::Ended("shutdown"),
+    Milestone::Ended("io_error"),
+];
 
 /// One run; with a log when it is wanted.
 fn run(seed: u64, sabotage: Option<Sabotage>, is_logged: bool) -> (Result<u64, Violation>, Vec<String>) {
@@ -124,6 +166,18 @@ fn a_seed_is_a_run() {
         let [first, second] = [(); 2].map(|()| run(seed, None, false).0.unwrap());
         assert_eq!(first, second, "seed {seed}");
     }
+}
+
+#[test]
+fn a_sweep_comes_by_everything_that_is_checked() {
+    let mut reached: BTreeMap<Milestone, u64> = BTreeMap::new();
+    for seed in 0..100 {
+        let mut world = World::new(seed, None, false);
+        world.run().unwrap_or_else(|violation| panic!("{}", report(seed, &violation)));
+        world.reached().iter().for_each(|(milestone, times)| *reached.entry(*milestone).or_default() += times);
+    }
+    let missed: Vec<_> = MILESTONES.iter().filter(|milestone| !reached.contains_key(milestone)).collect();
+    assert!(missed.is_empty(), "{missed:?} is never reached; reached is {reached:?}");
 }
 
 /// Some seed notices, and says what is broken.

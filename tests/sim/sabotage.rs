@@ -34,7 +34,7 @@ sabotages! {
     /// A list shows an older state than what was delivered before it was asked for.
     StaleAnswers 50 => NoGap | Reply;
     /// A reader never answers.
-    LostAnswers 10 => Reply;
+    LostAnswers 10 => Reply | Rest;
     /// A post that is refused is stored nevertheless.
     KeptRefusals 10 => Durable;
     /// The model expects each broadcast once more than it comes.

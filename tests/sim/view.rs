@@ -8,12 +8,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use superchat::ids::{ChannelId, MessageId, SessionId, UserId};
+use superchat::limits::LIST_MESSAGES_MAX;
 use superchat::shard::session::Session;
 use superchat::wire::frame::Unpacked;
 use superchat::wire::{ServerMessage, server};
 
-use crate::facts::Facts;
-use crate::request::Request;
+use crate::facts::{Fact, Facts, Milestone};
+use crate::request::{ABSENT, Request};
 use crate::rule::{Check, Rule, Violation, ensure};
 
 /// What can be subscribed to.
@@ -128,6 +129,10 @@ impl View {
         let message = message.map_err(|error| self.broken(Rule::Wire, format!("frame {code:#04x}: {error}")))?;
         ensure!(self.goodbye.is_none(), Rule::Ending, "{} hears {message:?} after DISCONNECT", self.session);
         self.frames += 1;
+        facts.reach(Milestone::Frame(code));
+        if let Some(log) = &mut facts.frames_log {
+            log.push(format!("{} hears {message:?}", self.session));
+        }
         let is_config = matches!(message, ServerMessage::ServerConfig(_));
         ensure!(is_config == (self.frames == 1), Rule::Reply, "frame {} is {message:?}", self.frames);
         match message {
@@ -142,6 +147,7 @@ impl View {
             message => match broadcast(&message).filter(|broadcast| self.is_owed(broadcast)) {
                 Some(_) => {
                     self.owed.pop_front();
+                    facts.reach(Milestone::Told(code));
                     Ok(())
                 }
                 None => self.reply(&message, facts, applied),
@@ -171,6 +177,11 @@ impl View {
         let owed = self.owed.front();
         ensure!(owed.is_none(), Rule::NoGap, "{} is still owed {owed:?}", self.session);
         Ok(())
+    }
+
+    /// Whether an answer is still to come.
+    pub fn waits(&self) -> bool {
+        self.outstanding.iter().any(|request| !request.is_silent())
     }
 
     /// Everything asked is answered.
@@ -225,7 +236,10 @@ impl View {
         is_next
     }
 
-    fn new_message(&mut self, new: &server::NewMessage<'_>, facts: &Facts) -> Check {
+    fn new_message(&mut self, new: &server::NewMessage<'_>, facts: &mut Facts) -> Check {
+        if new.parent_id.is_some() {
+            facts.reach(Milestone::Reply);
+        }
         let id = new.message_id;
         ensure!(id > self.newest, Rule::Order, "{} hears of {id} after {}", self.session, self.newest);
         self.newest = id;
@@ -337,19 +351,14 @@ impl View {
         }
     }
 
-    /// Whether a frame belongs to the answer before it. USER_INFO of the own name may be both, then it counts as an answer
-    /// and the other one, which looks the same, is still to come.
+    /// Whether a frame belongs to the answer before it.
     fn is_addendum(&mut self, message: &ServerMessage<'_>) -> bool {
-        let is_hint = |text: &[u8]| text == b"You were disconnected. Please sign in again.";
         match (self.addendum.take(), message) {
             (Some(Addendum::UserInfo), ServerMessage::UserInfo(info)) => {
-                let is_own = self.nickname.as_deref() == Some(info.nickname);
-                let is_asked = matches!(self.outstanding.front(), Some(Request::Info { name }) if name.as_bytes() == info.nickname);
-                self.addendum = is_asked.then_some(Addendum::UserInfo);
-                is_own && !is_asked
+                self.nickname.as_deref() == Some(info.nickname)
             }
-            (Some(Addendum::SignInHint), ServerMessage::AuthResponse(response)) => {
-                response.outcome.as_ref().is_err_and(|failed| is_hint(failed.message))
+            (Some(Addendum::SignInHint), ServerMessage::AuthResponse(server::AuthResponse { outcome: Err(failed) })) => {
+                failed.message == b"You were disconnected. Please sign in again."
             }
             _ => false,
         }
@@ -363,6 +372,7 @@ impl View {
                 self.addendum = Some(Addendum::SignInHint);
             }
         }
+        facts.reach(Milestone::Refused(error.error_code));
         let holds = match error.error_code {
             9002 => facts.was_full && self.touches_store(request),
             9001 => match request {
@@ -443,7 +453,9 @@ impl View {
                 let truth = facts.deleters.get(message) == Some(&self.session);
                 truth && deleted.outcome.as_ref().is_ok_and(|deleted| deleted.message_id == *message)
             }
-            (Request::Info { name }, ServerMessage::UserInfo(info)) => info.nickname == name.as_bytes(),
+            (Request::Info, ServerMessage::UserInfo(info)) => {
+                (info.nickname, info.is_registered) == (ABSENT.as_bytes(), true)
+            }
             (Request::CreateChannel { name }, ServerMessage::ChannelCreated(created)) => {
                 created.outcome.as_ref().map_or(true, |created| created.name == name)
             }
@@ -477,7 +489,7 @@ impl View {
         &mut self,
         request: &Request,
         message: &ServerMessage<'_>,
-        facts: &Facts,
+        facts: &mut Facts,
         applied: usize,
     ) -> Check {
         let fits = match (request, message) {
@@ -548,24 +560,34 @@ impl View {
         place: ChannelId,
         parent: Option<MessageId>,
         list: &server::MessageList<'_>,
-        facts: &Facts,
+        facts: &mut Facts,
     ) -> Check {
         let topic = parent.map_or(Topic::Channel(place), Topic::Thread);
         let listed: BTreeSet<_> = list.messages.0.iter().map(|message| message.message_id).collect();
-        let of_topic = |id: &MessageId| {
-            facts.messages.get(id).is_some_and(|fact| match parent {
-                None => fact.channel == place && fact.parent.is_none(),
-                Some(parent) => fact.channel == place && fact.root == facts.messages[&parent].root && *id != parent,
-            })
+        let root = parent.map(|parent| facts.messages[&parent].root);
+        let is_of_topic = |id: &MessageId, fact: &Fact| match root {
+            None => fact.channel == place && fact.parent.is_none(),
+            Some(root) => fact.channel == place && fact.root == root && Some(*id) != parent,
         };
+        let of_topic = |id: &&MessageId| facts.messages.get(id).is_some_and(|fact| is_of_topic(id, fact));
         let strange = listed.iter().find(|id| !of_topic(id));
         ensure!(strange.is_none(), Rule::NoLeak, "{} finds {strange:?} in a list of {topic:?}", self.session);
         ensure!(listed.len() == list.messages.0.len(), Rule::Order, "{} is listed something twice", self.session);
         let Some(heard) = self.topics.get(&topic).filter(|_| facts.is_steady(place)) else { return Ok(()) };
+        if !listed.is_empty() && !heard.delivered.is_empty() {
+            facts.reach(Milestone::ListMetDeliveries);
+        }
+        let facts = &*facts;
+        // A full page shows the newest roots, or the beginning of a thread.
+        let is_full = listed.len() >= usize::from(LIST_MESSAGES_MAX);
+        let oldest = if is_full { listed.first().copied().unwrap_or_default() } else { MessageId(0) };
+        if is_full && parent.is_some() {
+            return Ok(());
+        }
         let newest = listed.iter().chain(&heard.delivered).max().copied().unwrap_or_default();
         let missing = facts.messages.iter().find(|(id, fact)| {
-            let is_due = fact.position < heard.since || **id <= newest;
-            is_due && of_topic(id) && !fact.is_deleted && !listed.contains(id) && !heard.delivered.contains(id)
+            let is_due = **id > oldest && (fact.position < heard.since || **id <= newest);
+            is_due && is_of_topic(id, fact) && !fact.is_deleted && !listed.contains(id) && !heard.delivered.contains(id)
         });
         ensure!(missing.is_none(), Rule::NoGap, "{} can never hear of {missing:?} in {topic:?}", self.session);
         Ok(())

@@ -11,7 +11,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use superchat::ids::{ChannelId, SessionId};
-use superchat::metrics::{BuildInfo, FanoutTally, Metrics, MetricsOptions};
+use superchat::limits::POSTS_IN_FLIGHT_MAX;
+use superchat::metrics::{FanoutTally, BuildInfo, Label as _, Metrics, MetricsOptions};
 use superchat::net::{CloseReason, Gate};
 use superchat::passwords::{DeliverHash, HashJob, HashOutcome, Passwords};
 use superchat::shard::presence::TICK_MS;
@@ -24,10 +25,10 @@ use superchat::store::{
 use superchat::wire::server::ServerConfig;
 use superchat::wire::{ClientMessage, ServerMessage};
 
-use crate::facts::Facts;
+use crate::facts::{Facts, Milestone};
 use crate::link::{Link, Pace, Socket};
 use crate::random::Random;
-use crate::request::{Author, NAMES, Request, SECRET};
+use crate::request::{ABSENT, Author, NAMES, Request, SECRET};
 use crate::rule::{Check, Rule, Violation, ensure};
 use crate::sabotage::Sabotage;
 use crate::store::{Desk, Memory, seed_channel};
@@ -45,14 +46,18 @@ const INBOX_BYTES_MAX: usize = 64 * 1024 + READ_BYTES_MAX;
 /// Most that is read from a client at once.
 const READ_BYTES_MAX: usize = 4096;
 
+/// Posts of a flood: more than may be under way at once.
+const FLOOD_POSTS: usize = POSTS_IN_FLIGHT_MAX + 44;
+
 /// Readers that look things up side by side.
 const READERS: usize = 3;
 
 /// Turns within which everything must come to rest once nobody acts any more.
 const REST_ROUNDS: usize = 200;
 
-/// Lines of a failed run that are shown.
-const LOG_LINES: usize = 60;
+/// Lines of a failed run that are shown, and how much of each.
+const LOG_LINES: usize = 80;
+const LINE_BYTES_MAX: usize = 160;
 
 /// What is fixed for one run.
 #[derive(Debug)]
@@ -81,7 +86,7 @@ impl Plan {
         Self {
             shards: random.between(1, 3),
             links_max: random.between(2, 8),
-            steps: random.between(150, 700),
+            steps: random.between(300, 6000),
             outbox_bytes_max: if is_heavy { 64 * 1024 } else { random.between(500, 4000) },
             idle_timeout_ms: random.percent(30).then_some(1500),
             idle_notice: random.percent(30),
@@ -124,6 +129,7 @@ pub struct World {
     undelivered: Option<Vec<Outcome>>,
     answers: Vec<(Ticket, Answer)>,
     sessions: u64,
+    floods: usize,
     is_stopping: bool,
     /// Faults and bad luck are over.
     is_calm: bool,
@@ -151,19 +157,19 @@ enum Action {
 }
 
 const ACTIONS: &[(usize, Action)] = &[
-    (30, Action::Connect),
-    (230, Action::Ask),
+    (15, Action::Connect),
+    (110, Action::Ask),
     (1, Action::Flood),
-    (250, Action::Feed),
+    (200, Action::Feed),
     (60, Action::Drain),
     (60, Action::Writable),
-    (5, Action::HangUp),
-    (4, Action::Reset),
-    (150, Action::Turn),
-    (90, Action::Commit),
-    (110, Action::Deliver),
-    (70, Action::LookUp),
-    (70, Action::Answer),
+    (3, Action::HangUp),
+    (2, Action::Reset),
+    (180, Action::Turn),
+    (80, Action::Commit),
+    (100, Action::Deliver),
+    (110, Action::LookUp),
+    (110, Action::Answer),
     (60, Action::Wait),
     (1, Action::DropChannel),
 ];
@@ -208,8 +214,7 @@ impl World {
             metrics: Arc::clone(&metrics),
             now,
         };
-        let host =
-            |id| Host { shard: Shard::new(parts(id)), sessions: BTreeMap::new(), applied: 0, applied_at_flush: 0 };
+        let host = |id| Host { shard: Shard::new(parts(id)), sessions: BTreeMap::new(), applied: 0, applied_at_flush: 0 };
         Self {
             hosts: (0..plan.shards).map(host).collect(),
             random,
@@ -227,6 +232,7 @@ impl World {
             undelivered: None,
             answers: Vec::new(),
             sessions: 0,
+            floods: 0,
             is_stopping: false,
             is_calm: false,
             digest: 0,
@@ -253,20 +259,29 @@ impl World {
         Ok(self.digest)
     }
 
+    /// What the run came by.
+    pub fn reached(&self) -> &BTreeMap<Milestone, u64> {
+        &self.facts.reached
+    }
+
     /// The last lines of the run.
     pub fn take_log(&mut self) -> Vec<String> {
+        self.note(|_| "end".to_owned());
         self.log.take().into_iter().flatten().collect()
     }
 
     fn note(&mut self, line: impl FnOnce(&Self) -> String) {
-        if self.log.is_some() {
-            let line = format!("{:>6} ms  {}", self.now.mono, line(self));
-            let log = self.log.get_or_insert_default();
-            if log.len() == LOG_LINES {
-                log.pop_front();
-            }
-            log.push_back(line);
+        if self.log.is_none() {
+            return;
         }
+        let frames = self.facts.frames_log.replace(Vec::new()).unwrap_or_default();
+        let lines: Vec<_> = frames.into_iter().chain([line(self)]).collect();
+        let log = self.log.get_or_insert_default();
+        for mut line in lines {
+            line.truncate(line.floor_char_boundary(LINE_BYTES_MAX));
+            log.push_back(format!("{:>6} ms  {line}", self.now.mono));
+        }
+        log.drain(..log.len().saturating_sub(LOG_LINES));
     }
 
     fn stir(&mut self, amount: usize) {
@@ -320,7 +335,7 @@ fn furnish() -> (Memory, Facts) {
         facts.channels.insert(channel.id, parent);
         facts.announced.push(channel.id);
     }
-    for (name, flags) in NAMES.iter().zip([1, 0]) {
+    for (name, flags) in [(NAMES[0], 1), (NAMES[1], 0), (ABSENT, 0)] {
         let name = Name::from(name.as_bytes());
         memory.register(&name, &hash(SECRET), flags).unwrap();
         facts.accounts.insert(name);
@@ -428,7 +443,7 @@ impl World {
                 return Ok(());
             }
             let request = link.ask_something(&mut self.random, &self.facts);
-            self.note(|_| format!("{session} asks {}", brief(&request)));
+            self.note(|_| format!("{session} asks {request:?}"));
         }
         Ok(())
     }
@@ -441,8 +456,10 @@ impl World {
         if !link.talks() || !link.view.outstanding.is_empty() || link.view.nickname.is_none() {
             return Ok(());
         }
-        for number in 0..300 {
-            link.ask(&Request::Post { place, parent: None, content: format!("flood-{session}-{number}").into() });
+        self.floods += 1;
+        for number in 0..FLOOD_POSTS {
+            let content = format!("flood-{}-{number}", self.floods).into();
+            link.ask(&Request::Post { place, parent: None, content });
         }
         self.note(|_| format!("{session} floods"));
         Ok(())
@@ -466,13 +483,6 @@ impl World {
         self.note(|_| format!("{session} hangs up, reset: {is_reset}"));
         Ok(())
     }
-}
-
-/// A request without its filler.
-fn brief(request: &Request) -> String {
-    let mut text = format!("{request:?}");
-    text.truncate(text.floor_char_boundary(150));
-    text
 }
 
 // What the driver of a shard does.
@@ -549,6 +559,7 @@ impl World {
         }
         state.applied += 1;
         if state.shard.fresh_bytes() > self.plan.flush_bytes {
+            self.facts.reach(Milestone::FlushWithinBatch);
             self.finish_turn(host)?;
         }
         Ok(())
@@ -631,6 +642,9 @@ impl World {
         if let Some(live) = live(shard, link) {
             link.view.end_turn(live, facts)?;
         }
+        if !link.rest.is_empty() {
+            facts.reach(Milestone::Spill);
+        }
         self.stir(new);
         if new > 0 {
             self.note(|world| format!("{session} is sent {new} bytes, {} wait", world.links[&session].rest.len()));
@@ -643,24 +657,23 @@ impl World {
         let Departed { key, reason, mut outbox } = departed;
         let session = self.hosts[host].sessions.remove(&key);
         let Some(mut link) = session.and_then(|session| self.links.remove(&session)) else {
-            return Err(Violation {
-                rule: Rule::Ending,
-                what: format!("nobody sat at {key:?}, which ended: {reason:?}"),
-            });
+            return Err(Violation { rule: Rule::Ending, what: format!("nobody sat at {key:?}, which ended: {reason:?}") });
         };
         let session = link.view.session;
         self.note(|_| format!("{session} ends: {reason:?}"));
         self.check_reason(&link, reason)?;
-        if matches!(reason, CloseReason::SlowConsumer | CloseReason::IoError) {
+        self.facts.reach(Milestone::Ended(reason.label()));
+        // Behind a full queue there is no room for last words either.
+        let is_deaf = link.rest.len() > self.plan.outbox_bytes_max;
+        if is_deaf || matches!(reason, CloseReason::SlowConsumer | CloseReason::IoError) {
             return Ok(());
         }
         let mut last = Vec::new();
-        outbox
-            .flush(|slices| {
-                slices.iter().for_each(|slice| last.extend_from_slice(slice));
-                Ok(slices.iter().map(|slice| slice.len()).sum())
-            })
-            .map_err(|error| Violation { rule: Rule::Ending, what: error.to_string() })?;
+        outbox.flush(|slices| {
+            slices.iter().for_each(|slice| last.extend_from_slice(slice));
+            Ok(slices.iter().map(|slice| slice.len()).sum())
+        })
+        .map_err(|error| Violation { rule: Rule::Ending, what: error.to_string() })?;
         link.observe(last, self.plan.outbox_bytes_max, &mut self.facts, self.hosts[host].applied_at_flush)?;
         link.view.all_said()?;
         let goodbye = match reason {
@@ -775,6 +788,9 @@ impl World {
         let outcomes: Vec<_> = writes.into_iter().map(|write| self.apply_command(write, all_fail)).collect();
         self.note(|_| format!("{} writes are committed, all fail: {all_fail}", outcomes.len()));
         self.stir(outcomes.len());
+        if outcomes.len() > 1 {
+            self.facts.reach(Milestone::GroupCommit);
+        }
         self.undelivered = Some(self.tampered(outcomes));
         Ok(())
     }
@@ -889,7 +905,9 @@ impl World {
     }
 
     fn is_busy(&self) -> bool {
-        let at_links = |link: &Link| !link.upstream.is_empty() || !link.rest.is_empty() || !link.talks();
+        let at_links = |link: &Link| {
+            !link.upstream.is_empty() || !link.rest.is_empty() || !link.talks() || link.view.waits()
+        };
         let at_store = self.desk.writes() + self.desk.reads() + self.answers.len() > 0;
         at_store || self.undelivered.is_some() || self.links.values().any(at_links)
     }
