@@ -33,7 +33,10 @@ programs=${CARGO_TARGET_DIR:-target}/$triple/release
 for target in "${targets[@]}"; do
     echo "== $target: $seconds s"
     mkdir -p "artifacts/$target"
+    log=artifacts/$target.log
     "$programs/$target" "corpus/$target" \
         -max_total_time="$seconds" -max_len=8192 -len_control=0 -timeout=5 -rss_limit_mb=512 \
-        -artifact_prefix="artifacts/$target/" -print_final_stats=1 -verbosity=0
+        -artifact_prefix="artifacts/$target/" -print_final_stats=1 -verbosity=0 >"$log" 2>&1 ||
+        { tail -n 100 "$log"; echo "$target: a finding, its input is in tests/fuzz/artifacts/$target/"; exit 1; }
+    grep -E '^stat::(number|average|new|peak)' "$log"
 done

@@ -188,7 +188,7 @@ struct Sent {
     /// Once somebody was told.
     id: Option<u64>,
     /// Every text it was to have, in the order of the requests: the post, edits, the placeholder of a deletion.
-    texts: Vec<Vec<u8>>,
+    texts: Vec<String>,
     /// How many of them somebody was told of.
     durable: usize,
 }
@@ -216,19 +216,19 @@ fn nickname(publisher: usize) -> String {
     format!("publisher-{publisher}")
 }
 
-fn placeholder(publisher: usize) -> Vec<u8> {
-    format!("[deleted by ~{}]", nickname(publisher)).into_bytes()
+fn placeholder(publisher: usize) -> String {
+    format!("[deleted by ~{}]", nickname(publisher))
 }
 
-fn is_placeholder(text: &[u8]) -> bool {
-    text.starts_with(b"[deleted")
+fn is_placeholder(text: &str) -> bool {
+    text.starts_with("[deleted")
 }
 
 /// A text no other message has, of any length up to several pages of the database.
-fn text(key: Key, version: usize, rng: &mut StdRng) -> Vec<u8> {
+fn text(key: Key, version: usize, rng: &mut StdRng) -> String {
     let head = format!("round {} publisher {} post {} version {version} ", key.round, key.publisher, key.post);
     let tail = if rng.random_ratio(1, 8) { rng.random_range(0..3900) } else { rng.random_range(0..200) };
-    head.bytes().chain((0..tail).map(|_| rng.random_range(b'a'..=b'z'))).collect()
+    head.chars().chain((0..tail).map(|_| rng.random_range('a'..='z'))).collect()
 }
 
 fn register_accounts(address: SocketAddr) {
@@ -350,7 +350,8 @@ impl Publisher {
         let key = Key { round: self.round, publisher: self.index, post: self.sent.len() };
         let content = text(key, 0, &mut self.rng);
         let parent_id = parent.map(MessageId);
-        let request = PostMessage { channel_id: channel, subchannel_id: None, parent_id, content: Bounded(&content) };
+        let request =
+            PostMessage { channel_id: channel, subchannel_id: None, parent_id, content: Bounded(content.as_bytes()) };
         let bytes = frame_of(PostMessage::CODE, &request);
         self.waiting.push_back(Request::Post(self.sent.len()));
         self.sent.push(Sent { key, channel, parent, id: None, texts: vec![content], durable: 0 });
@@ -373,7 +374,7 @@ impl Publisher {
         let message = &mut self.sent[post];
         let content = text(message.key, message.texts.len(), &mut self.rng);
         let message_id = MessageId(message.id.unwrap());
-        let bytes = frame_of(EditMessage::CODE, &EditMessage { message_id, new_content: Bounded(&content) });
+        let bytes = frame_of(EditMessage::CODE, &EditMessage { message_id, new_content: Bounded(content.as_bytes()) });
         message.texts.push(content);
         self.waiting.push_back(Request::Edit(post));
         self.link.send(&bytes)
@@ -405,7 +406,7 @@ impl Publisher {
                 self.posted(post);
             }
             (Request::Edit(_), "MESSAGE_EDITED") => {
-                let shown = frame.fields["new_content"].as_str().unwrap().as_bytes();
+                let shown = frame.fields["new_content"].as_str().unwrap();
                 assert_eq!((Some(id), shown), (message.id, &message.texts[message.durable - 1][..]));
             }
             (Request::Delete(_), "MESSAGE_DELETED") => assert_eq!(Some(id), message.id),
@@ -432,12 +433,12 @@ enum Heard {
     Posted {
         id: u64,
         parent: Option<u64>,
-        content: Vec<u8>,
+        content: String,
     },
     /// The text an edit or a deletion put in place.
     Changed {
         id: u64,
-        content: Vec<u8>,
+        content: String,
     },
 }
 
@@ -501,8 +502,8 @@ impl Subscriber {
     }
 }
 
-fn content_of(fields: &Fields, name: &str) -> Vec<u8> {
-    fields[name].as_str().unwrap().as_bytes().to_vec()
+fn content_of(fields: &Fields, name: &str) -> String {
+    fields[name].as_str().unwrap().to_owned()
 }
 
 // What is there.
@@ -514,7 +515,7 @@ struct Stored {
     channel: ChannelId,
     parent: Option<u64>,
     author: String,
-    content: Vec<u8>,
+    content: String,
     is_edited: bool,
     reply_count: u64,
 }
@@ -599,7 +600,7 @@ struct Ledger {
     messages: BTreeMap<Key, Sent>,
     by_id: HashMap<u64, Key>,
     /// First texts of messages whose ids nobody was told.
-    unknown: HashMap<Vec<u8>, Key>,
+    unknown: HashMap<String, Key>,
 }
 
 impl Ledger {
@@ -637,10 +638,10 @@ impl Ledger {
     }
 
     /// The message with an id; one that nobody was told of is recognised by its text.
-    fn identify(&mut self, id: u64, content: &[u8]) -> &mut Sent {
+    fn identify(&mut self, id: u64, content: &str) -> &mut Sent {
         let key = *self.by_id.entry(id).or_insert_with(|| {
             let known = self.unknown.remove(content);
-            known.unwrap_or_else(|| panic!("message {id} is torn or twice: {}", String::from_utf8_lossy(content)))
+            known.unwrap_or_else(|| panic!("message {id} is torn or twice: {content}"))
         });
         let message = self.messages.get_mut(&key).unwrap();
         message.id = Some(id);
@@ -689,32 +690,32 @@ fn settle(message: &mut Sent, stored: &Stored) {
 mod ledger {
     use super::*;
 
-    const OLD: &[u8] = b"old";
-    const NEW: &[u8] = b"new";
+    const OLD: &str = "old";
+    const NEW: &str = "new";
 
     /// Two messages of one publisher, told of as far as `durable` says.
     fn ledger(durable: [usize; 2]) -> Ledger {
-        let message = |post: usize, texts: &[&[u8]]| Sent {
+        let message = |post: usize, texts: &[&str]| Sent {
             key: Key { round: 0, publisher: 5, post },
             channel: CHAT,
             parent: None,
             id: (durable[post] > 0).then_some(post as u64 + 1),
-            texts: texts.iter().map(|text| text.to_vec()).collect(),
+            texts: texts.iter().map(|text| (*text).to_owned()).collect(),
             durable: durable[post],
         };
         let mut ledger = Ledger::default();
-        ledger.take_down(vec![vec![message(0, &[OLD, NEW]), message(1, &[b"second", &placeholder(5)])]]);
+        ledger.take_down(vec![vec![message(0, &[OLD, NEW]), message(1, &["second", &placeholder(5)])]]);
         ledger
     }
 
-    fn stored(id: u64, content: &[u8]) -> Stored {
-        let (author, content) = ("~publisher-5".to_owned(), content.to_vec());
+    fn stored(id: u64, content: &str) -> Stored {
+        let (author, content) = ("~publisher-5".to_owned(), content.to_owned());
         Stored { id, channel: CHAT, parent: None, author, is_edited: content == NEW, content, reply_count: 0 }
     }
 
     #[test]
     fn what_nobody_was_told_of_may_be_there_or_not_and_then_stays_so() {
-        for (durable, found) in [([1, 1], vec![stored(1, NEW)]), ([1, 0], vec![stored(1, OLD), stored(2, b"second")])] {
+        for (durable, found) in [([1, 1], vec![stored(1, NEW)]), ([1, 0], vec![stored(1, OLD), stored(2, "second")])] {
             let mut ledger = ledger(durable);
             ledger.check(&found);
             ledger.check(&found);
@@ -725,13 +726,13 @@ mod ledger {
     #[test]
     #[should_panic(expected = "lost")]
     fn missing_message_is_found() {
-        ledger([1, 1]).check(&[stored(2, b"second")]);
+        ledger([1, 1]).check(&[stored(2, "second")]);
     }
 
     #[test]
     #[should_panic(expected = "torn")]
     fn half_a_text_is_found() {
-        ledger([1, 0]).check(&[stored(1, b"ol")]);
+        ledger([1, 0]).check(&[stored(1, "ol")]);
     }
 
     #[test]
@@ -743,38 +744,38 @@ mod ledger {
     #[test]
     #[should_panic(expected = "went back")]
     fn edit_that_was_undone_is_found() {
-        ledger([2, 1]).check(&[stored(1, OLD), stored(2, b"second")]);
+        ledger([2, 1]).check(&[stored(1, OLD), stored(2, "second")]);
     }
 
     #[test]
     #[should_panic(expected = "went back")]
     fn deletion_that_was_undone_is_found() {
-        ledger([1, 2]).check(&[stored(1, OLD), stored(2, b"second")]);
+        ledger([1, 2]).check(&[stored(1, OLD), stored(2, "second")]);
     }
 
     #[test]
     #[should_panic(expected = "out of order")]
     fn gap_before_a_message_that_survived_is_found() {
-        ledger([0, 0]).check(&[stored(1, b"second")]);
+        ledger([0, 0]).check(&[stored(1, "second")]);
     }
 
     #[test]
     #[should_panic(expected = "out of order")]
     fn ids_that_fall_are_found() {
-        ledger([0, 0]).check(&[stored(2, OLD), stored(1, b"second")]);
+        ledger([0, 0]).check(&[stored(2, OLD), stored(1, "second")]);
     }
 
     #[test]
     #[should_panic(expected = "torn or twice")]
     fn broadcast_of_what_was_never_stored_is_found() {
-        ledger([1, 0]).learn(&[Heard::Posted { id: 9, parent: None, content: b"ghost".to_vec() }]);
+        ledger([1, 0]).learn(&[Heard::Posted { id: 9, parent: None, content: "ghost".to_owned() }]);
     }
 
     #[test]
     #[should_panic(expected = "lost")]
     fn broadcast_before_it_was_durable_is_found() {
         let mut ledger = ledger([0, 0]);
-        ledger.learn(&[Heard::Posted { id: 1, parent: None, content: OLD.to_vec() }]);
+        ledger.learn(&[Heard::Posted { id: 1, parent: None, content: OLD.to_owned() }]);
         ledger.check(&[]);
     }
 }

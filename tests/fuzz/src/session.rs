@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, IoSlice};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use superchat::ids::{ChannelId, SessionId};
 use superchat::metrics::{BuildInfo, Metrics, MetricsOptions};
@@ -361,8 +361,10 @@ fn settings() -> ChatSettings {
     }
 }
 
+/// Made once: counting is not what is tested here, and most of a short input's time would go into making the cells.
 fn metrics() -> Arc<Metrics> {
-    Metrics::new(MetricsOptions {
+    static METRICS: OnceLock<Arc<Metrics>> = OnceLock::new();
+    let options = || MetricsOptions {
         shards: 1,
         client_messages: ClientMessage::TABLE,
         server_messages: ServerMessage::TABLE,
@@ -371,5 +373,6 @@ fn metrics() -> Arc<Metrics> {
         started_wall_ms: 0,
         jemalloc: false,
         build: BuildInfo { version: "0", commit: "0", rustc: "0" },
-    })
+    };
+    Arc::clone(METRICS.get_or_init(|| Metrics::new(options())))
 }
