@@ -603,6 +603,9 @@ impl World {
         }
         let state = &mut self.hosts[host];
         state.applied_at_flush = state.applied;
+        for key in state.shard.take_resumable() {
+            state.shard.pump(key);
+        }
         Ok(())
     }
 
