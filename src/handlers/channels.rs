@@ -111,6 +111,7 @@ pub const NOT_A_PARTICIPANT: &str = "Not a participant in this DM";
 
 /// Direct messages are for their participants; nobody else, admins included (BEHAVIOUR.md 4.7).
 pub fn may_enter(shard: &mut Shard, key: SessionKey, place: Place) -> bool {
+    shard.about(place.id);
     let user = shard.clients.session(key).user();
     let participants = shard.channels.get(place.id).and_then(|channel| channel.participants.as_ref());
     participants.is_none_or(|participants| {

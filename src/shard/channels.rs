@@ -81,6 +81,12 @@ impl Channels {
         self.by_id.values().filter(move |channel| channel.parent == Some(parent))
     }
 
+    /// How many are open to everybody, subchannels included.
+    #[must_use]
+    pub fn public_count(&self) -> usize {
+        self.by_id.values().filter(|channel| channel.participants.is_none()).count()
+    }
+
     #[must_use]
     pub fn len(&self) -> usize {
         self.by_id.len()

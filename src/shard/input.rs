@@ -5,7 +5,7 @@
 
 use tracing::{info, warn};
 
-use super::session::{Flight, PresenceGate, Request, Session, SessionKey};
+use super::session::{Flight, PresenceGate, Session, SessionKey};
 use super::{Shard, token};
 use crate::handlers;
 use crate::limits::POSTS_IN_FLIGHT_MAX;
@@ -116,6 +116,7 @@ impl Shard {
                 }
                 Ok(None) => return bytes.len() - rest.len(),
                 Err(error) => {
+                    let _context = self.begin(key, 0);
                     self.protocol_error(key, error);
                     return bytes.len();
                 }
@@ -124,11 +125,11 @@ impl Shard {
     }
 
     fn handle(&mut self, key: SessionKey, frame: Frame<'_>) {
+        let _context = self.begin(key, frame.code);
         let session = self.clients.session(key);
         session.last_frame_at = self.now.mono;
         session.version = session.version.learn(frame.version);
         self.metrics.received(frame.code);
-        self.request = Request { code: frame.code, read_at: self.now.mono_micros };
         let mut scratch = std::mem::take(&mut self.scratch);
         match frame.unpack(&mut scratch) {
             Ok(unpacked) => handlers::dispatch(self, key, frame.code, unpacked.payload),

@@ -12,6 +12,7 @@ pub mod outbox;
 pub mod presence;
 mod publish;
 pub mod rate;
+mod request;
 pub mod roster;
 mod service;
 pub mod session;
@@ -34,9 +35,10 @@ use input::OUTBOX_PAUSE_BYTES;
 use outbox::{Encoder, Flushed, Outbox};
 pub use publish::{created, subchannel_created_text};
 pub use rate::Rates;
+use request::Request;
 pub use roster::Person;
 use roster::{PeerChange, Repeat, Roster};
-use session::{Flight, Posts, Request, Session, SessionKey, Waiting};
+use session::{Flight, Posts, Session, SessionKey, Waiting};
 pub use settings::ChatSettings;
 use topics::Topics;
 
@@ -46,7 +48,6 @@ use crate::metrics::{FanoutTally, Label as _, Metrics, ShardMetrics};
 use crate::net::{Admission, CloseReason};
 use crate::passwords::{HashOutcome, Passwords};
 use crate::store::{Answer, Channel, Event, Outcome, Refusal, Store};
-use crate::wire::client;
 
 /// The time of a turn: a shard never asks for it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -109,6 +110,8 @@ pub struct Shard {
     started_at: u64,
     /// Bytes of incomplete or waiting frames, over all sessions.
     inbox_bytes: usize,
+    /// Frames looked at.
+    requests: u64,
     /// What is being handled.
     request: Request,
     /// NEW_MESSAGEs that are queued but not flushed yet, with the sessions of this shard that get them.
@@ -163,7 +166,7 @@ impl Shard {
             outbox_bytes_max: parts.settings.outbox_bytes_max,
             metrics: metrics.clone(),
         };
-        Self {
+        let shard = Self {
             id: parts.id,
             settings: parts.settings,
             now: parts.now,
@@ -184,9 +187,12 @@ impl Shard {
             scratch: Vec::new(),
             started_at: parts.now.mono,
             inbox_bytes: 0,
+            requests: 0,
             request: Request::default(),
             unflushed: Vec::new(),
-        }
+        };
+        shard.count_channels();
+        shard
     }
 
     // What the driver calls.
@@ -256,9 +262,11 @@ impl Shard {
 
     /// Answers the oldest post of a session, and the refused ones that came right behind it.
     fn answer_post(&mut self, key: SessionKey, mut posts: Box<Posts>, result: &Result<Event, Refusal>) {
-        let read_at = posts.came_back().unwrap_or(self.now.mono_micros);
-        handlers::messages::posted(self, key, result);
-        self.measure_post(read_at, result.is_ok());
+        if let Some(request) = posts.came_back() {
+            let _context = self.take_up(key, request);
+            handlers::messages::posted(self, key, result);
+            self.measure_post(result.is_ok());
+        }
         while let Some(refused) = posts.next_refused() {
             self.error(key, refused.code, &refused.text);
         }
@@ -268,24 +276,9 @@ impl Shard {
     }
 
     fn go_on(&mut self, key: SessionKey, waiting: Waiting, with: Resume) {
-        self.request = waiting.request;
+        let _context = self.take_up(key, waiting.request);
         (waiting.next)(self, key, with);
         self.measure_request(key);
-    }
-
-    /// Notes how long the request at hand took, if its answer is queued.
-    fn measure_request(&self, key: SessionKey) {
-        if self.clients.get(key).is_none_or(|session| !matches!(session.flight, Flight::Waiting(_))) {
-            self.metrics.request(self.request.code, self.now.mono_micros.saturating_sub(self.request.read_at));
-        }
-    }
-
-    fn measure_post(&self, read_at: u64, is_durable: bool) {
-        let micros = self.now.mono_micros.saturating_sub(read_at);
-        self.metrics.request(client::PostMessage::CODE, micros);
-        if is_durable {
-            self.metrics.post_ack(micros);
-        }
     }
 
     /// Anything but a commit or a new connection, which the driver takes apart.

@@ -81,12 +81,12 @@ impl Shard {
         if self.store.submit(Submission { ticket, command }).is_err() {
             return self.busy(key);
         }
-        let read_at = self.request.read_at;
+        let request = self.request;
         match &mut self.clients.session(key).flight {
-            Flight::Posts(posts) => posts.submitted(read_at),
+            Flight::Posts(posts) => posts.submitted(request),
             other => {
                 let mut posts = Box::<Posts>::default();
-                posts.submitted(read_at);
+                posts.submitted(request);
                 *other = Flight::Posts(posts);
             }
         }
