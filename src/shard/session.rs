@@ -5,12 +5,13 @@ use std::net::IpAddr;
 
 use super::outbox::{Class, Outbox};
 use super::rate::TokenBucket;
-pub use super::request::Request;
+use super::request::Request;
 use super::topics::Spelling;
 use super::{Continuation, Person};
 use crate::ids::{ChannelId, MessageId, SessionId, UserId};
 use crate::net::Admission;
 use crate::store::{Actor, FLAG_ADMIN, Name};
+use crate::wire::ErrorCode;
 use crate::wire::frame::PeerVersion;
 
 /// A session's place in its shard. Only meaningful while the session lives; the `token` of a ticket also says which one.
@@ -35,6 +36,10 @@ pub struct Session {
     pub outbox: Outbox,
     /// In the list of sessions to flush.
     pub dirty: bool,
+    /// Its next request waits until it has read answers.
+    pub paused: bool,
+    /// It will send nothing more, and ends once it has its answers.
+    pub hung_up: bool,
     /// Monotonic milliseconds of the last whole frame.
     pub last_frame_at: u64,
     /// The last broadcast delivered: an audience that is a union meets each session once.
@@ -71,10 +76,69 @@ pub enum PresenceGate {
 pub enum Flight {
     #[default]
     None,
-    /// Posts on their way to the writer.
-    Posts(Box<VecDeque<Request>>),
+    Posts(Box<Posts>),
     /// One request; what goes on when its answer arrives.
     Waiting(Box<Waiting>),
+}
+
+/// Posts of one session without an answer, oldest first. Refusals wait for their turn behind those under way.
+#[derive(Debug, Default)]
+pub struct Posts(VecDeque<Post>);
+
+#[derive(Debug)]
+enum Post {
+    /// On its way to the writer.
+    UnderWay(Request),
+    /// Refused before it could get there.
+    Refused(RefusedPost),
+}
+
+/// What a refused post is answered with.
+#[derive(Debug)]
+pub struct RefusedPost {
+    pub code: ErrorCode,
+    pub text: Box<str>,
+}
+
+impl Posts {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Posts without an answer, of either kind.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn submitted(&mut self, request: Request) {
+        self.0.push_back(Post::UnderWay(request));
+    }
+
+    pub fn refuse(&mut self, code: ErrorCode, text: &str) {
+        self.0.push_back(Post::Refused(RefusedPost { code, text: text.into() }));
+    }
+
+    /// The oldest post came back from the writer.
+    pub fn came_back(&mut self) -> Option<Request> {
+        match self.0.pop_front() {
+            Some(Post::UnderWay(request)) => Some(request),
+            _ => None,
+        }
+    }
+
+    /// The next refusal whose turn it is.
+    pub fn next_refused(&mut self) -> Option<RefusedPost> {
+        match self.0.pop_front() {
+            Some(Post::Refused(refused)) => Some(refused),
+            Some(under_way) => {
+                self.0.push_front(under_way);
+                None
+            }
+            None => None,
+        }
+    }
 }
 
 /// A request that waits.
@@ -140,6 +204,8 @@ impl Session {
             inbox: Vec::new(),
             outbox: Outbox::default(),
             dirty: false,
+            paused: false,
+            hung_up: false,
             last_frame_at: now,
             visited: 0,
             busy: None,
