@@ -75,7 +75,7 @@ fn is_of_the_language((name, place): &(&str, Option<&str>)) -> bool {
 
 fn is_own(name: &str, file: &str) -> bool {
     let named = name.trim_start_matches('<').starts_with("superchat::") || name.starts_with("scd::");
-    named || !(file.is_empty() || file.starts_with("/rustc/") || file.contains("/registry/src/"))
+    named || !(file.is_empty() || file.starts_with("/rustc/") || file.contains("registry/src/"))
 }
 
 fn frame(name: &str, place: &str) -> Value {
@@ -115,7 +115,7 @@ mod tests {
     fn a_stack_begins_at_the_call_that_panicked() {
         let printed = "   0: superchat::errors::panic::Stack::here\n             at ./src/errors/panic.rs:9:1\n   \
                        1: __rustc::rust_begin_unwind\n   2: core::panicking::panic_fmt\n   3: expect<u8>\n             \
-                       at /rustc/x/library/core/src/result.rs:75:14\n   4: superchat::shard::Shard::handle\n             \
+                       at /rustc/result.rs:75:14\n   4: superchat::shard::Shard::handle\n             \
                        at ./src/shard/mod.rs:12:34\n   5: <superchat::x::Y as core::ops::Drop>::drop\n   6: main\n";
         let frames = frames(printed);
         assert_eq!(frames.len(), 3);
