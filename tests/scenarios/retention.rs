@@ -10,7 +10,7 @@ use crate::support::{Server, Settings, clock};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Ages messages of a stopped or running server, given as `(id, hours)`.
+/// Ages messages of a stopped server, given as `(id, hours)`: the first clean-up of a running one may still be under way.
 fn age(server: &Server, messages: &[(MessageId, i64)]) {
     let conn = operator(server);
     for (id, hours) in messages {
@@ -36,9 +36,14 @@ fn await_clean_up(server: &Server) {
     clock::poll(PATIENCE, gone).expect("no clean-up ran");
 }
 
-/// Restarts with `settings` and waits until the first clean-up has come as far as messages, and a little further.
 fn restart(server: &mut Server, settings: Settings) {
     server.stop();
+    go_on(server, settings);
+}
+
+/// Starts a stopped server with `settings` and waits until the first clean-up has come as far as messages, and a little
+/// further.
+fn go_on(server: &mut Server, settings: Settings) {
     leave_a_mark(server);
     server.reconfigure(settings);
     server.resume();
@@ -68,9 +73,8 @@ fn old_roots_go_with_all_below_them_and_young_roots_keep_old_replies() {
     let for_ever = posted(&mut alice, post(kept, b"kept for ever"));
     alice.ask(DeleteMessage { message_id: below }, "MESSAGE_DELETED");
     operator(&server).execute_batch("UPDATE Channel SET message_retention_hours = 0 WHERE name = 'forever'").unwrap();
-    age(&server, &[(old, 169), (aged, 9999), (in_chat, 25), (for_ever, 99_999)]);
-
     server.stop();
+    age(&server, &[(old, 169), (aged, 9999), (in_chat, 25), (for_ever, 99_999)]);
     server.resume();
     let cleaned = clock::poll(PATIENCE, || (left(&server).len() == 4).then_some(()));
     assert_eq!(left(&server), ["young root", "old reply", "young line", "kept for ever"]);
@@ -85,6 +89,7 @@ fn old_roots_go_with_all_below_them_and_young_roots_keep_old_replies() {
 #[test]
 fn an_old_thread_of_thousands_of_levels_goes_in_batches_while_posts_go_on() {
     let mut server = start();
+    server.stop();
     operator(&server)
         .execute_batch(
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000)
@@ -92,7 +97,6 @@ fn an_old_thread_of_thousands_of_levels_goes_in_batches_while_posts_go_on() {
              SELECT i, 2, nullif(i - 1, 0), 1, 'old', 'old', 1000 FROM n",
         )
         .unwrap();
-    server.stop();
     server.resume();
     let mut alice = server.client_named("alice");
     let cleaned = clock::poll(PATIENCE, || {
@@ -112,8 +116,9 @@ fn await_line(server: &Server, line: &str) {
 fn nothing_goes_where_the_operator_said_so() {
     let mut server = start();
     let old = posted(&mut server.client_named("alice"), post(GENERAL, b"old root"));
+    server.stop();
     age(&server, &[(old, 9999)]);
-    restart(&mut server, settings().set("retention", "enforce", false));
+    go_on(&mut server, settings().set("retention", "enforce", false));
     assert_eq!(left(&server), ["old root"]);
 }
 
@@ -124,8 +129,8 @@ fn a_file_of_another_server_keeps_everything_until_the_operator_agrees() {
     let old = posted(&mut alice, post(GENERAL, b"old root"));
     posted(&mut alice, reply(GENERAL, old, b"reply"));
     drop(alice);
-    age(&server, &[(old, 9999)]);
     server.stop();
+    age(&server, &[(old, 9999)]);
     forget_who_made_it(&server);
 
     server.resume();
@@ -152,6 +157,7 @@ fn forget_who_made_it(server: &Server) {
 fn dead_invites_servers_and_read_marks_go_and_bans_stay() {
     let mut server = start();
     drop(registered(&server, "alice"));
+    server.stop();
     operator(&server)
         .execute_batch(
             "INSERT INTO UserChannelState (user_id, channel_id, last_read_at, updated_at) VALUES
@@ -166,7 +172,6 @@ fn dead_invites_servers_and_read_marks_go_and_bans_stay() {
                  VALUES ('user', 'x', '', 1, 2, 'b')",
         )
         .unwrap();
-    server.stop();
     server.resume();
     let tables = [
         ("SELECT channel_id FROM UserChannelState", "2"),
