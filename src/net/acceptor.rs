@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -54,6 +55,8 @@ pub struct AcceptorParts {
     pub bus: Arc<Bus>,
     pub metrics: Arc<Metrics>,
     pub announced: ServerConfig,
+    /// Called should the thread panic: nobody would get in any more.
+    pub on_panic: Box<dyn FnOnce() + Send>,
 }
 
 /// The accepting thread.
@@ -68,10 +71,15 @@ impl Acceptor {
     ///
     /// # Errors
     /// When the system gives no thread or no second handle on the socket.
-    pub fn start(parts: AcceptorParts) -> io::Result<Self> {
+    pub fn start(mut parts: AcceptorParts) -> io::Result<Self> {
         let (listener, stopping) = (parts.listener.try_clone()?, Arc::new(AtomicBool::new(false)));
         let stop = Arc::clone(&stopping);
-        let thread = supervise::spawn("scd-accept", move || accept_loop(&parts, &stop))?;
+        let on_panic = std::mem::replace(&mut parts.on_panic, Box::new(|| {}));
+        let thread = supervise::spawn("scd-accept", move || {
+            if catch_unwind(AssertUnwindSafe(|| accept_loop(&parts, &stop))).is_err() {
+                on_panic();
+            }
+        })?;
         Ok(Self { listener, stopping, thread })
     }
 

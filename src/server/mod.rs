@@ -16,6 +16,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
 use thiserror::Error;
+use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use crate::admin::health::Health;
@@ -154,7 +155,7 @@ fn run(loaded: &Loaded, database: &Path, listener: TcpListener, log: &Logging) -
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let _entered = runtime.enter();
     let mut signals = Signals::listen()?;
-    let (fatal, failures) = sync_channel(1);
+    let (fatal, mut failures) = mpsc::channel(1);
 
     let chat = Arc::new(chat_settings(settings));
     let shards = settings.server.shards.map_or_else(default_shards, std::num::NonZero::get);
@@ -200,11 +201,16 @@ fn run(loaded: &Loaded, database: &Path, listener: TcpListener, log: &Logging) -
         bus: Arc::clone(&bus),
         metrics: Arc::clone(&metrics),
         announced,
+        on_panic: Box::new(move || {
+            error!("the accepting thread ended: the server cannot go on");
+            // A failure that is known already needs no second message.
+            let _known = fatal.try_send(());
+        }),
     })?;
     health.set_listening(true);
     announce_start(settings, database, port);
 
-    let failed = runtime.block_on(watch(&mut signals, &failures, &metrics, log));
+    let failed = runtime.block_on(watch(&mut signals, &mut failures, &metrics, log));
 
     info!("Shutting down server...");
     info!("Graceful shutdown initiated...");
@@ -252,7 +258,7 @@ fn start_shard(
     parts: Parts,
     health: &Arc<Health>,
     ended: SyncSender<()>,
-    fatal: SyncSender<()>,
+    fatal: mpsc::Sender<()>,
 ) -> Result<(), ServeError> {
     let health = Arc::clone(health);
     supervise::spawn(&format!("scd-shard-{}", parts.id), move || {

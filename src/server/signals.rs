@@ -1,10 +1,10 @@
 //! What the main thread waits for: signals, failures, and the moments to look around.
 
 use std::io;
-use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::Receiver;
 use tracing::{info, warn};
 
 use crate::log::Logging;
@@ -38,20 +38,23 @@ impl Signals {
 }
 
 /// Waits for the end, and looks after what needs looking after. Returns whether a part failed.
-pub(super) async fn watch(signals: &mut Signals, failures: &Receiver<()>, metrics: &Metrics, log: &Logging) -> bool {
+pub(super) async fn watch(
+    signals: &mut Signals,
+    failures: &mut Receiver<()>,
+    metrics: &Metrics,
+    log: &Logging,
+) -> bool {
     let mut interval = tokio::time::interval(WATCH_INTERVAL);
     let mut watch = Watch { overflows: backlog::overflows(), ..Watch::default() };
     loop {
         tokio::select! {
+            Some(()) = failures.recv() => return true,
             _ = signals.terminate.recv() => return false,
             _ = signals.interrupt.recv() => return false,
             _ = signals.hangup.recv() => { log.reopen(); info!("log files reopened"); }
             _ = signals.louder.recv() => { let levels = log.raise(); warn!("log level raised to {levels}"); }
             _ = signals.quieter.recv() => { let levels = log.lower(); warn!("log level lowered to {levels}"); }
             _ = interval.tick() => watch.look(metrics),
-        }
-        if failures.try_recv().is_ok() {
-            return true;
         }
     }
 }

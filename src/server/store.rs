@@ -2,9 +2,9 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use super::ServeError;
@@ -25,7 +25,7 @@ pub(super) fn start_store(
     bus: &Arc<Bus>,
     metrics: &Arc<Metrics>,
     health: &Arc<Health>,
-    fatal: SyncSender<()>,
+    fatal: mpsc::Sender<()>,
 ) -> Result<(Arc<SqliteStore>, Vec<Channel>), ServeError> {
     info!("Database: {}", database.display());
     let durability = match settings.storage.durability {
