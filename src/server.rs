@@ -4,7 +4,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
@@ -380,7 +380,6 @@ struct StoreWatch {
 struct Sizes {
     database: AtomicU64,
     wal: AtomicU64,
-    waiting: AtomicUsize,
 }
 
 impl Sizes {
@@ -393,7 +392,6 @@ impl Sizes {
         };
         gauge(Metric::DbSize, |sizes| sizes.database.load(Ordering::Relaxed) as f64);
         gauge(Metric::DbWal, |sizes| sizes.wal.load(Ordering::Relaxed) as f64);
-        gauge(Metric::DbQueueDepth, |sizes| sizes.waiting.load(Ordering::Relaxed) as f64);
         sizes
     }
 }
@@ -403,9 +401,8 @@ impl Observe for StoreWatch {
         self.health.writer_beat(clock::monotonic_ms());
         self.metrics.store.commit(micros(duration), commands as u64);
     }
-    fn queue_depth(&self, waiting: usize) {
+    fn queue_depth(&self, _waiting: usize) {
         self.health.writer_beat(clock::monotonic_ms());
-        self.sizes.waiting.store(waiting, Ordering::Relaxed);
     }
     fn query(&self, query: &'static str, duration: Duration) {
         self.metrics.store.query(query, micros(duration));
@@ -441,6 +438,12 @@ fn provide(
     health.set_probe(move || match probed.upgrade() {
         Some(store) => store.probe(PROBE_PATIENCE).map_err(|error| error.to_string()),
         None => Err("the database is closed".to_owned()),
+    });
+    // Asked at each scrape, because a writer that is stuck reports nothing itself.
+    let queued = Arc::downgrade(store);
+    metrics.provide(Metric::DbQueueDepth, move || {
+        #[expect(clippy::cast_precision_loss, reason = "the queue is bounded far below 2^53")]
+        queued.upgrade().map(|store| store.queue_depth() as f64)
     });
     let (server_name, directory_enabled) =
         (settings.discovery.server_name.clone(), settings.discovery.directory_enabled);

@@ -262,7 +262,7 @@ mod exposition {
             ("superchat_broadcast_duration_seconds_sum{type=\"channel\"}", 0.5),
             ("superchat_request_duration_seconds_count{type=\"PING\"}", 1.0),
             ("superchat_outbound_queue_bytes", 60.0),
-            ("superchat_db_queue_depth", 2.0),
+            ("superchat_db_queue_depth", 1.0),
             ("superchat_auth_attempts_total{method=\"ssh_key\",result=\"throttled\"}", 1.0),
             ("superchat_log_dropped_total{sink=\"file\"}", 3.0),
             ("superchat_build_info{version=\"1.2.3\",commit=\"abcdef\",rustc=\"1.95\"}", 1.0),
@@ -571,8 +571,6 @@ fn move_the_rest(metrics: &Metrics) {
     metrics.thread_topic(5, 6, monotonic_ms()).subscribed();
     metrics.channel_topic(5).delivered(3);
     metrics.store.commit(2_000, 12);
-    (0..14).for_each(|_| metrics.store.queued());
-    metrics.store.dequeued(12);
     metrics.store.query("list_messages", 300);
     metrics.store.error(DbError::Busy);
     metrics.connections(Transport::Tcp);
@@ -584,6 +582,7 @@ fn move_the_rest(metrics: &Metrics) {
         Metric::Channels,
         Metric::RegisteredUsers,
         Metric::StoredMessages,
+        Metric::DbQueueDepth,
         Metric::DbSize,
         Metric::DbWal,
         Metric::DbFreeDisk,

@@ -313,7 +313,6 @@ fn observe_by_key<K: Ord + Copy>(cells: &RwLock<BTreeMap<K, Histogram>>, key: K,
 pub struct StoreMetrics {
     commits: Histogram,
     batches: Histogram,
-    queue_depth: Counter,
     queries: RwLock<BTreeMap<&'static str, Histogram>>,
     errors: PerLabel<DbError>,
 }
@@ -323,7 +322,6 @@ impl StoreMetrics {
         Self {
             commits: Histogram::new(&LATENCY),
             batches: Histogram::new(&BATCH),
-            queue_depth: Counter::default(),
             queries: RwLock::default(),
             errors: PerLabel::new(),
         }
@@ -333,16 +331,6 @@ impl StoreMetrics {
     pub fn commit(&self, micros: u64, commands: u64) {
         self.commits.observe(micros);
         self.batches.observe(commands);
-    }
-
-    /// A command entered the writer's queue.
-    pub fn queued(&self) {
-        self.queue_depth.add(1);
-    }
-
-    /// Commands left the writer's queue; as many as entered by [`StoreMetrics::queued`].
-    pub fn dequeued(&self, commands: u64) {
-        self.queue_depth.sub(commands);
     }
 
     /// A read took that many microseconds. `query` is a name from the code, never a value.
@@ -358,7 +346,6 @@ impl StoreMetrics {
     fn collect(&self, sheet: &mut Sheet) {
         sheet.histogram(Metric::DbCommit, &[], &Snapshot::of(&self.commits));
         sheet.histogram(Metric::DbBatchSize, &[], &Snapshot::of(&self.batches));
-        sheet.sample(Metric::DbQueueDepth, &[], self.queue_depth.get() as f64);
         for (query, histogram) in self.queries.read().unwrap_or_else(PoisonError::into_inner).iter() {
             sheet.histogram(Metric::DbQuery, &[query], &Snapshot::of(histogram));
         }
