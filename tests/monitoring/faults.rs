@@ -65,7 +65,7 @@ pub const FAULTS: &[Fault] = &[
 /// What all of these servers are started with: one shard, and nobody is closed for being silent.
 pub fn settings(metrics: SocketAddr) -> Settings {
     let settings = Settings::new().set("admin", "metrics_listen", metrics.to_string());
-    settings.set("server", "shards", 1).set("limits", "session_timeout_seconds", 0)
+    settings.set("server", "shards", 1).set("limits", "session_timeout_seconds", 0).set("log", "log_level", "warn")
 }
 
 fn be_well(server: &mut Server) -> Vec<Background> {
