@@ -6,12 +6,14 @@ pub const THREAD_DEPTH_MAX: u32 = 200;
 /// Longest message text the codec carries, in bytes; the configured length can only be smaller.
 pub const CONTENT_BYTES_MAX: usize = 4096;
 
-/// Largest page of LIST_MESSAGES, and what 0 asks for (BEHAVIOUR.md 2.12).
+/// Largest page of LIST_MESSAGES (BEHAVIOUR.md 2.12).
 pub const LIST_MESSAGES_MAX: u16 = 200;
+/// What a LIST_MESSAGES with limit 0 gets.
 pub const LIST_MESSAGES_DEFAULT: u16 = 50;
 
-/// Largest page of LIST_USERS, and what 0 asks for (BEHAVIOUR.md 2.17).
+/// Largest page of LIST_USERS (BEHAVIOUR.md 2.17).
 pub const LIST_USERS_MAX: u16 = 500;
+/// What a LIST_USERS with limit 0 gets.
 pub const LIST_USERS_DEFAULT: u16 = 100;
 
 /// Targets of one GET_UNREAD_COUNTS (D-68).

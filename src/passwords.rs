@@ -1,8 +1,9 @@
 //! Password hashing on threads of its own: bcrypt on a shard would stall every session there, and a login flood must not
 //! take more of the machine than these threads (BEHAVIOUR.md 2.1).
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use tracing::error;
@@ -68,11 +69,9 @@ impl Pool {
     pub fn start(threads: usize, deliver: &Arc<dyn DeliverHash>) -> std::io::Result<Self> {
         let (sender, receiver) = sync_channel(threads * JOBS_PER_THREAD_MAX);
         let receiver = Arc::new(Mutex::new(receiver));
-        // What an unknown account is compared with: made at start, so no text in the binary matches it.
-        let decoy: Arc<str> = bcrypt::hash(std::process::id().to_string(), COST).unwrap_or_default().into();
         let spawn = |index| {
-            let (receiver, deliver, decoy) = (Arc::clone(&receiver), Arc::clone(deliver), Arc::clone(&decoy));
-            supervise::spawn(&format!("scd-password-{index}"), move || work(&receiver, &*deliver, &decoy))
+            let (receiver, deliver) = (Arc::clone(&receiver), Arc::clone(deliver));
+            supervise::spawn(&format!("scd-password-{index}"), move || work(&receiver, &*deliver))
         };
         let threads = (0..threads).map(spawn).collect::<Result<_, _>>()?;
         Ok(Self { jobs: Mutex::new(Some(sender)), threads: Mutex::new(threads) })
@@ -96,11 +95,21 @@ impl Passwords for Pool {
     }
 }
 
-fn work(jobs: &Mutex<Receiver<(Ticket, HashJob)>>, deliver: &dyn DeliverHash, decoy: &str) {
+/// What an unknown account is compared with: made after the start, so that no text in the binary matches it.
+static DECOY: LazyLock<String> =
+    LazyLock::new(|| bcrypt::hash(std::process::id().to_string(), COST).unwrap_or_default());
+
+fn work(jobs: &Mutex<Receiver<(Ticket, HashJob)>>, deliver: &dyn DeliverHash) {
+    // Before the first job, so that none takes longer for it.
+    let decoy = DECOY.as_str();
     loop {
         let next = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok((ticket, job)) = next else { return };
-        deliver.hashed(ticket, compute(job, decoy));
+        let outcome = catch_unwind(AssertUnwindSafe(|| compute(job, decoy))).unwrap_or_else(|_| {
+            error!("password hashing panicked");
+            HashOutcome::Failed
+        });
+        deliver.hashed(ticket, outcome);
     }
 }
 

@@ -291,7 +291,7 @@ fn start_admin(
         limits: Default::default(),
     };
     let server = AdminServer::start(options, Arc::clone(metrics), Arc::clone(health))?;
-    info!("Metrics server listening on :{} (/metrics, /health) - INTERNAL ONLY", listen.port());
+    info!("Metrics server listening on :{} (/metrics, /health) - INTERNAL ONLY", server.address().port());
     Ok(Some(server))
 }
 

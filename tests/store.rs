@@ -1189,7 +1189,8 @@ fn old_read_marks_in_seconds_or_in_the_future_are_understood() {
     server.post(&bo(), GENERAL, None, "now");
     let shell = server.shell();
     let unread_with = |mark: i64| {
-        shell.execute("INSERT OR REPLACE INTO UserChannelState VALUES (1, 2, 0, ?1, 1)", [mark]).unwrap();
+        let values = [mark, START / 1000];
+        shell.execute("INSERT OR REPLACE INTO UserChannelState VALUES (1, 2, 0, ?1, ?2)", values).unwrap();
         server.ask_unread(ann, None, &[(GENERAL, None)])
     };
     assert_eq!(unread_with(START / 1000), [0]);

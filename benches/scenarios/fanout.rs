@@ -285,7 +285,7 @@ impl<'s> Audience<'s> {
         let ended = self.deliveries.last_at.context("nothing was delivered")?;
         let cpu = self.server.cpu()? - cpu_before;
         let generator_cpu = process::own_cpu() - own_before;
-        ensure!(self.deliveries.acknowledged() <= self.deliveries.posts, "more posts were acknowledged than were sent");
+        self.await_acknowledgements()?;
         Ok(Trial {
             deliveries: self.deliveries.total,
             elapsed: ended - started,
@@ -293,6 +293,19 @@ impl<'s> Audience<'s> {
             generator_cpu,
             latency: self.deliveries.latency.clone(),
         })
+    }
+}
+
+impl Audience<'_> {
+    /// The last acknowledgement may come after the last delivery: they leave from different shards.
+    fn await_acknowledgements(&mut self) -> Result<()> {
+        let given_up = clock::now() + TAIL_LIMIT;
+        while self.deliveries.acknowledged() < self.deliveries.posts && clock::now() < given_up {
+            self.swarm.poll(&mut self.deliveries, POLL_PAUSE)?;
+        }
+        let (acknowledged, posts) = (self.deliveries.acknowledged(), self.deliveries.posts);
+        ensure!(acknowledged == posts, "{posts} posts were sent and {acknowledged} acknowledged");
+        Ok(())
     }
 }
 

@@ -91,7 +91,7 @@ pub enum GuardError {
         listen: SocketAddr,
     },
     /// The port is taken, or the address is not ours.
-    #[error("cannot serve {name} on {listen}: {source}")]
+    #[error("cannot serve {name} on {listen}: {source}; free the port or set [admin] {name}_listen")]
     Bind {
         /// Which port.
         name: &'static str,

@@ -103,13 +103,29 @@ pub fn display_author(author: &Author, is_dm: bool) -> (Option<UserId>, Vec<u8>)
     }
 }
 
-/// Answers a text that is longer than the configured length, or than the codec carries at all.
-pub fn too_long(shard: &mut Shard, key: SessionKey) {
-    if shard.clients.session(key).nickname.is_none() {
-        return nickname_required(shard, key);
+/// A post with a text that not even the codec carries.
+pub fn post_too_long(shard: &mut Shard, key: SessionKey) {
+    match shard.clients.session(key).nickname {
+        Some(_) => too_long(shard, key),
+        None => nickname_required(shard, key),
     }
+}
+
+/// An edit with a text that not even the codec carries.
+pub fn edit_too_long(shard: &mut Shard, key: SessionKey) {
+    match shard.clients.session(key).account {
+        Some(_) => too_long(shard, key),
+        None => account_required(shard, key),
+    }
+}
+
+fn too_long(shard: &mut Shard, key: SessionKey) {
     let text = format!("Message too long (max {} bytes)", shard.settings.message_bytes_max);
     shard.error(key, ErrorCode::MessageTooLong, &text);
+}
+
+fn account_required(shard: &mut Shard, key: SessionKey) {
+    shard.error(key, ErrorCode::AuthRequired, "Authentication required. Register to edit messages.");
 }
 
 /// POST without a nickname. A client that believes it is still signed in gets the hint that makes it ask for the
@@ -201,7 +217,7 @@ pub fn posted(shard: &mut Shard, key: SessionKey, result: &Result<Event, Refusal
 pub fn edit_message(shard: &mut Shard, key: SessionKey, request: &client::EditMessage<'_>) {
     let session = shard.clients.session(key);
     let Some(editor) = session.actor().filter(|actor| actor.user.is_some()) else {
-        return shard.error(key, ErrorCode::AuthRequired, "Authentication required. Register to edit messages.");
+        return account_required(shard, key);
     };
     let text = request.new_content.0;
     if text.len() > shard.settings.message_bytes_max {

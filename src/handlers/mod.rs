@@ -158,7 +158,8 @@ fn unreadable(shard: &mut Shard, key: SessionKey, code: u8, payload: &[u8], erro
     match (code, error) {
         (client::CreateChannel::CODE, _) => channels::refuse_channel(shard, key, "Invalid request format"),
         (client::CreateSubchannel::CODE, _) => channels::refuse_subchannel(shard, key, "Invalid request format"),
-        (client::PostMessage::CODE | client::EditMessage::CODE, WireError::TooLong) => messages::too_long(shard, key),
+        (client::PostMessage::CODE, WireError::TooLong) => messages::post_too_long(shard, key),
+        (client::EditMessage::CODE, WireError::TooLong) => messages::edit_too_long(shard, key),
         _ => shard.error(key, ErrorCode::InvalidFormat, unreadable_text(code)),
     }
 }

@@ -133,6 +133,7 @@ impl Core {
         self.apply_events();
         self.guarded("tick", Shard::tick);
         self.finish_turn();
+        self.resume_paused();
         self.beat();
     }
 
@@ -188,6 +189,8 @@ impl Core {
         if self.stopping.get() {
             return;
         }
+        // The newcomer may get the place of a session that ended in this turn and still holds its socket under that key.
+        self.see_off_departed();
         let mut stream = accepted.stream;
         let mut shard = self.shard.borrow_mut();
         let key = shard.connect(accepted.session, accepted.admission);
@@ -257,14 +260,16 @@ impl Core {
     }
 
     fn read(self: &Rc<Self>, key: SessionKey, connection: &Connection) {
+        let mut scratch = self.scratch.borrow_mut();
+        let outcome = connection.stream.try_read(&mut scratch);
+        // Only now: what the sender of these bytes may know of was in the inbox before they were sent.
         self.apply_events();
         if connection.ended.get() {
             return;
         }
-        let mut scratch = self.scratch.borrow_mut();
-        match connection.stream.try_read(&mut scratch) {
-            Ok(0) => self.shard.borrow_mut().close(key, CloseReason::Client),
-            Ok(count) => self.receive(key, &scratch[..count]),
+        match outcome {
+            Ok(0) => self.shard.borrow_mut().hang_up(key),
+            Ok(count) => self.serve_guarded(key, |shard| shard.receive(key, &scratch[..count])),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             Err(error) => {
                 debug!(%error, "read failed");
@@ -274,10 +279,19 @@ impl Core {
         self.turn.notify_one();
     }
 
+    /// Who has read enough of its answers goes on with the requests that are here already.
+    fn resume_paused(&self) {
+        let resumable = self.shard.borrow_mut().take_resumable();
+        for key in resumable {
+            self.serve_guarded(key, |shard| shard.pump(key));
+            self.turn.notify_one();
+        }
+    }
+
     /// One panic inside a handler ends one session.
-    fn receive(&self, key: SessionKey, bytes: &[u8]) {
+    fn serve_guarded(&self, key: SessionKey, run: impl FnOnce(&mut Shard)) {
         let mut shard = self.shard.borrow_mut();
-        if catch_unwind(AssertUnwindSafe(|| shard.receive(key, bytes))).is_err() {
+        if catch_unwind(AssertUnwindSafe(|| run(&mut shard))).is_err() {
             shard.metrics.global().panicked();
             error!(shard = self.id, "a handler panicked, its session ends");
             shard.close(key, CloseReason::Panic);
@@ -298,14 +312,13 @@ impl Core {
         );
         // A failed write ends a session, and its end is news for the other shards.
         shard.end_turn();
-        let departed = shard.take_departed();
         let wanted: Vec<_> = self
             .paused
             .borrow_mut()
             .extract_if(.., |key| shard.clients.get(*key).is_none() || shard.wants_input(*key))
             .collect();
         drop(shard);
-        departed.into_iter().for_each(|departed| self.see_off(departed));
+        self.see_off_departed();
         wanted.into_iter().filter_map(|key| self.connection(key)).for_each(|connection| connection.wake());
     }
 
@@ -328,6 +341,11 @@ impl Core {
             }
             connection.blocked.set(false);
         });
+    }
+
+    fn see_off_departed(self: &Rc<Self>) {
+        let departed = self.shard.borrow_mut().take_departed();
+        departed.into_iter().for_each(|departed| self.see_off(departed));
     }
 
     /// Lets go of an ended session's socket: at once, or after what it should still be told.

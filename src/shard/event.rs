@@ -49,7 +49,9 @@ pub struct Commit {
 }
 
 impl Commit {
-    fn new(batch: Batch, shards: usize) -> Self {
+    /// A commit that `shards` shards are about to hear of.
+    #[must_use]
+    pub fn new(batch: Batch, shards: usize) -> Self {
         let now = u64::try_from(clock::monotonic().as_micros()).unwrap_or(u64::MAX);
         let tally = |outcome: &Outcome| match &outcome.result {
             Ok(Event::Posted(message)) => {
@@ -119,8 +121,11 @@ impl Bus {
 
     /// Events waiting for a shard: its load beside its sessions.
     pub fn send(&self, shard: usize, event: ShardEvent) {
-        self.lock()[shard].events.push_back(event);
-        self.ring(shard);
+        let mut inboxes = self.lock();
+        inboxes[shard].events.push_back(event);
+        self.mark(shard);
+        drop(inboxes);
+        self.wake(shard);
     }
 
     /// Tells every shard but `from`.
@@ -129,9 +134,10 @@ impl Bus {
         let mut inboxes = self.lock();
         for shard in others.clone() {
             inboxes[shard].events.push_back(ShardEvent::Peers(Arc::clone(changes)));
+            self.mark(shard);
         }
         drop(inboxes);
-        others.for_each(|shard| self.ring(shard));
+        others.for_each(|shard| self.wake(shard));
     }
 
     /// Takes everything that waits for a shard.
@@ -162,8 +168,12 @@ impl Bus {
         self.drained.notify_all();
     }
 
-    fn ring(&self, shard: usize) {
+    /// Under the lock: no shard can act on a broadcast before every other one is bound to look into its inbox.
+    fn mark(&self, shard: usize) {
         self.doorbells[shard].pending.store(true, Ordering::Release);
+    }
+
+    fn wake(&self, shard: usize) {
         self.doorbells[shard].notify.notify_one();
     }
 
@@ -180,12 +190,13 @@ impl Deliver for Bus {
         while inboxes.iter().any(|inbox| inbox.commits >= SHARD_BACKLOG_MAX) && !self.closed.load(Ordering::Acquire) {
             inboxes = self.drained.wait(inboxes).unwrap_or_else(PoisonError::into_inner);
         }
-        for inbox in inboxes.iter_mut() {
+        for (shard, inbox) in inboxes.iter_mut().enumerate() {
             inbox.events.push_back(ShardEvent::Committed(commit.clone()));
             inbox.commits += 1;
+            self.mark(shard);
         }
         drop(inboxes);
-        (0..self.shards()).for_each(|shard| self.ring(shard));
+        (0..self.shards()).for_each(|shard| self.wake(shard));
     }
 
     fn answered(&self, ticket: Ticket, answer: Answer) {

@@ -16,7 +16,7 @@ pub mod settings;
 pub mod topics;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::BinaryHeap;
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ pub use publish::{created, subchannel_created_text};
 use rate::SlidingWindow;
 pub use roster::Person;
 use roster::{PeerChange, Repeat, Roster};
-use session::{Flight, PresenceGate, Request, Session, SessionKey, Waiting};
+use session::{Flight, Posts, PresenceGate, Request, Session, SessionKey, Waiting};
 pub use settings::ChatSettings;
 use topics::{Listener, Spelling, Topics};
 
@@ -128,6 +128,8 @@ pub struct Shard {
     pending: presence::Pending,
     peer_changes: Vec<PeerChange>,
     departed: Vec<Departed>,
+    /// Paused sessions that have room for answers again.
+    resumable: Vec<SessionKey>,
     /// When sessions may have been silent for too long; an entry is looked at again when it comes up.
     idle: BinaryHeap<Reverse<(u64, SessionId, SessionKey)>>,
     store: Arc<dyn Store>,
@@ -153,6 +155,9 @@ pub struct Departed {
     pub outbox: Outbox,
 }
 
+/// A place and who held it: for what is looked at later, when another may sit there.
+type Held = (SessionKey, SessionId);
+
 /// The sessions and what is on its way to them: apart from the rest of the shard, so that audiences can be walked while
 /// frames are queued.
 pub struct Clients {
@@ -160,7 +165,7 @@ pub struct Clients {
     sessions: Slab<Box<Session>>,
     encoder: Encoder,
     dirty: Vec<SessionKey>,
-    slow: Vec<SessionKey>,
+    slow: Vec<Held>,
     visits: u64,
     outbox_bytes_max: usize,
     metrics: Cells,
@@ -231,6 +236,11 @@ impl Clients {
         self.sessions.is_empty()
     }
 
+    /// The place, if the session that held it still does.
+    fn still(&self, (key, id): Held) -> Option<SessionKey> {
+        self.get(key).filter(|session| session.id == id).map(|_| key)
+    }
+
     /// Queues a frame that others get too.
     pub fn send(&mut self, key: SessionKey, frame: &mut Broadcast<'_>) {
         let Some(session) = self.sessions.get_mut(key.0 as usize) else { return };
@@ -269,10 +279,10 @@ fn queue(
     segment: &Segment,
     bytes_max: usize,
     dirty: &mut Vec<SessionKey>,
-    slow: &mut Vec<SessionKey>,
+    slow: &mut Vec<Held>,
 ) {
     if session.outbox.push(segment, bytes_max).is_err() {
-        slow.push(key);
+        slow.push((key, session.id));
         return;
     }
     if !std::mem::replace(&mut session.dirty, true) {
@@ -316,6 +326,7 @@ impl Shard {
             pending: presence::Pending::default(),
             peer_changes: Vec::new(),
             departed: Vec::new(),
+            resumable: Vec::new(),
             idle: BinaryHeap::new(),
             store: parts.store,
             passwords: parts.passwords,
@@ -330,8 +341,10 @@ impl Shard {
 
     // What the driver calls.
 
-    /// A connection was admitted: SERVER_CONFIG is its first frame (BEHAVIOUR.md 1.2).
+    /// A connection was admitted: SERVER_CONFIG is its first frame (BEHAVIOUR.md 1.2). Its key may be that of an earlier
+    /// session, so the driver lets go of those that ended ([`Self::take_departed`]) first.
     pub fn connect(&mut self, id: SessionId, admission: Admission) -> SessionKey {
+        debug_assert!(self.departed.is_empty(), "a key changes hands before its last holder was seen off");
         let session = Session::new(id, admission, self.now.mono, self.roster.version());
         let key = key_of(self.clients.sessions.insert(Box::new(session)));
         self.metrics.session_opened();
@@ -352,6 +365,21 @@ impl Shard {
             let inbox = self.take_inbox(key);
             self.keep(key, inbox, bytes);
             self.pump(key);
+        }
+    }
+
+    /// The client will send nothing more. What it asked before is still answered.
+    pub fn hang_up(&mut self, key: SessionKey) {
+        if let Some(session) = self.clients.get_mut(key) {
+            session.hung_up = true;
+        }
+        self.end_if_done(key);
+    }
+
+    fn end_if_done(&mut self, key: SessionKey) {
+        let is_done = |session: &Session| session.hung_up && !session.paused && matches!(session.flight, Flight::None);
+        if self.clients.get(key).is_some_and(is_done) {
+            self.close(key, CloseReason::Client);
         }
     }
 
@@ -381,9 +409,9 @@ impl Shard {
     #[must_use]
     pub fn wants_input(&self, key: SessionKey) -> bool {
         self.clients.get(key).is_some_and(|session| {
-            let blocked = !matches!(session.flight, Flight::None);
+            let blocked = session.paused || !matches!(session.flight, Flight::None);
             let full = blocked && session.inbox.len() >= INBOX_PAUSE_BYTES;
-            !full && session.outbox.spilled_bytes() < OUTBOX_PAUSE_BYTES
+            !session.hung_up && !full && session.outbox.spilled_bytes() < OUTBOX_PAUSE_BYTES
         })
     }
 
@@ -409,15 +437,23 @@ impl Shard {
         let session = self.clients.session(key);
         match std::mem::take(&mut session.flight) {
             Flight::Waiting(waiting) => self.go_on(key, *waiting, Resume::Outcome(result.clone())),
-            Flight::Posts(mut posts) => {
-                let read_at = posts.pop_front().unwrap_or(self.now.mono_micros);
-                session.flight = if posts.is_empty() { Flight::None } else { Flight::Posts(posts) };
-                handlers::messages::posted(self, key, result);
-                self.measure_post(read_at, result.is_ok());
-            }
+            Flight::Posts(posts) => self.answer_post(key, posts, result),
             Flight::None => {}
         }
         self.answered(key);
+    }
+
+    /// Answers the oldest post of a session, and the refused ones that came right behind it.
+    fn answer_post(&mut self, key: SessionKey, mut posts: Box<Posts>, result: &Result<Event, Refusal>) {
+        let read_at = posts.came_back().unwrap_or(self.now.mono_micros);
+        handlers::messages::posted(self, key, result);
+        self.measure_post(read_at, result.is_ok());
+        while let Some(refused) = posts.next_refused() {
+            self.error(key, refused.code, &refused.text);
+        }
+        if !posts.is_empty() {
+            self.clients.session(key).flight = Flight::Posts(posts);
+        }
     }
 
     fn go_on(&mut self, key: SessionKey, waiting: Waiting, with: Resume) {
@@ -515,8 +551,10 @@ impl Shard {
         }
     }
 
-    /// Ends a turn: other shards learn what changed here before any client can see a reply that follows from it.
+    /// Ends a turn: who did not take what this turn had for them is gone, and other shards learn what changed here before
+    /// any client can see a reply that follows from it.
     pub fn end_turn(&mut self) {
+        self.close_slow();
         if !self.peer_changes.is_empty() {
             let changes: Arc<[_]> = std::mem::take(&mut self.peer_changes).into();
             self.bus.send_others(self.id, &changes);
@@ -557,9 +595,18 @@ impl Shard {
             Ok(Flushed::Blocked) => blocked(key),
             Err(error) => {
                 debug!(session = session.id.0, %error, "write failed");
-                self.close(key, CloseReason::IoError);
+                return self.close(key, CloseReason::IoError);
             }
         }
+        if session.paused && session.outbox.bytes() < OUTBOX_PAUSE_BYTES {
+            session.paused = false;
+            self.resumable.push(key);
+        }
+    }
+
+    /// Sessions to [`Self::pump`], because they have read enough of their answers.
+    pub fn take_resumable(&mut self) -> Vec<SessionKey> {
+        std::mem::take(&mut self.resumable)
     }
 
     /// Bytes encoded since the last flush.
@@ -603,24 +650,27 @@ impl Shard {
     }
 
     /// Handles frames that were waiting.
-    fn pump(&mut self, key: SessionKey) {
-        if self.clients.get(key).is_none_or(|session| session.inbox.is_empty()) {
-            return;
+    pub fn pump(&mut self, key: SessionKey) {
+        if self.clients.get(key).is_some_and(|session| !session.inbox.is_empty()) {
+            let mut inbox = self.take_inbox(key);
+            let used = self.consume(key, &inbox);
+            inbox.drain(..used);
+            self.keep(key, inbox, &[]);
         }
-        let mut inbox = self.take_inbox(key);
-        let used = self.consume(key, &inbox);
-        inbox.drain(..used);
-        self.keep(key, inbox, &[]);
+        self.end_if_done(key);
     }
 
     /// Handles whole frames from the front of `bytes` while nothing holds them back, and returns the bytes used.
     fn consume(&mut self, key: SessionKey, bytes: &[u8]) -> usize {
         let mut rest = bytes;
         loop {
-            let Some(session) = self.clients.get(key) else { return bytes.len() };
+            let Some(session) = self.clients.get_mut(key) else { return bytes.len() };
             match Frame::cut(rest) {
                 Ok(Some((frame, behind))) => {
-                    if !may_proceed(&session.flight, frame.code) {
+                    session.paused = session.outbox.bytes() >= OUTBOX_PAUSE_BYTES;
+                    if session.paused || !may_proceed(&session.flight, frame.code) {
+                        // Whoever sends frames is not idle, even while they wait for us.
+                        session.last_frame_at = self.now.mono;
                         return bytes.len() - rest.len();
                     }
                     rest = behind;
@@ -687,8 +737,11 @@ impl Shard {
         }
     }
 
-    /// Answers with an ERROR.
+    /// Answers with an ERROR. While posts are under way only further posts are handled, and a refusal waits for its turn.
     pub fn error(&mut self, key: SessionKey, code: ErrorCode, text: &str) {
+        if let Flight::Posts(posts) = &mut self.clients.session(key).flight {
+            return posts.refuse(code, text);
+        }
         self.metrics.error(code.number());
         self.reply(key, server::Error { error_code: code.number(), message: text.as_bytes() });
     }
@@ -737,8 +790,12 @@ impl Shard {
         }
         let read_at = self.request.read_at;
         match &mut self.clients.session(key).flight {
-            Flight::Posts(posts) => posts.push_back(read_at),
-            other => *other = Flight::Posts(Box::new(VecDeque::from([read_at]))),
+            Flight::Posts(posts) => posts.submitted(read_at),
+            other => {
+                let mut posts = Box::<Posts>::default();
+                posts.submitted(read_at);
+                *other = Flight::Posts(posts);
+            }
         }
     }
 

@@ -190,6 +190,12 @@ impl Outbox {
         self.spill.as_ref().map_or(0, |spill| spill.bytes.len() - spill.sent)
     }
 
+    /// Bytes queued, offered to the kernel or not.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.spilled_bytes() + self.segments.iter().map(Segment::bytes).sum::<usize>()
+    }
+
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.spill.is_none() && self.segments.is_empty()

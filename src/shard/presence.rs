@@ -10,7 +10,7 @@ use super::outbox::{Broadcast, Class, Encoder, Segment};
 use super::roster::{Person, Repeat};
 use super::session::{PresenceGate, SessionKey};
 use super::topics::{Listener, Spelling};
-use super::{Clients, Shard};
+use super::{Clients, Held, Shard};
 use crate::ids::{ChannelId, SessionId};
 use crate::wire::server::{ChannelPresence, ServerPresence};
 
@@ -23,7 +23,7 @@ pub struct Pending {
     sessions: HashMap<SessionId, SessionChange, RandomState>,
     places: HashMap<(ChannelId, SessionId), PlaceChange, RandomState>,
     /// Sessions of this shard that are told more than the changes.
-    opening: Vec<SessionKey>,
+    opening: Vec<Held>,
     due: Option<u64>,
 }
 
@@ -111,7 +111,7 @@ impl Shard {
             session.presence = gate;
         }
         if !waits_already {
-            self.pending.opening.push(key);
+            self.pending.opening.push((key, session.id));
         }
         self.pending.arm(self.now.mono);
     }
@@ -120,14 +120,23 @@ impl Shard {
     pub(super) fn presence_tick(&mut self) {
         let pending = std::mem::take(&mut self.pending);
         let changes = self.server_changes(&pending);
-        self.greet(&pending.opening);
+        let opening: Vec<_> = pending.opening.iter().filter_map(|held| self.clients.still(*held)).collect();
+        self.greet(&opening);
+        let is_gone = |((_, session), _): &(&(ChannelId, SessionId), &PlaceChange)| self.roster.get(*session).is_none();
+        let (left, moved): (Vec<_>, Vec<_>) = pending.places.iter().partition(is_gone);
+        // Who is gone has left its channel first (BEHAVIOUR.md 1.6), who is new is known before it joins one.
+        self.tell_places(left);
         self.tell_everybody(&changes);
-        for key in &pending.opening {
+        for key in &opening {
             if let Some(session) = self.clients.get_mut(*key) {
                 session.presence = PresenceGate::Open;
             }
         }
-        for ((channel, session), change) in &pending.places {
+        self.tell_places(moved);
+    }
+
+    fn tell_places(&mut self, changes: Vec<(&(ChannelId, SessionId), &PlaceChange)>) {
+        for ((channel, session), change) in changes {
             self.tell_place(*channel, *session, change);
         }
     }
@@ -240,7 +249,7 @@ impl Clients {
     }
 
     fn hears_presence(&self, key: SessionKey) -> bool {
-        self.get(key).is_some_and(|session| session.presence == PresenceGate::Open)
+        self.get(key).is_some_and(|session| !matches!(session.presence, PresenceGate::Held { .. }))
     }
 }
 

@@ -136,8 +136,10 @@ impl Shard {
 
     /// Ends sessions that did not take what they were sent.
     pub(super) fn close_slow(&mut self) {
-        while let Some(key) = self.clients.slow.pop() {
-            self.close(key, CloseReason::SlowConsumer);
+        while let Some(held) = self.clients.slow.pop() {
+            if let Some(key) = self.clients.still(held) {
+                self.close(key, CloseReason::SlowConsumer);
+            }
         }
     }
 }

@@ -10,9 +10,10 @@ use super::{Continuation, Person};
 use crate::ids::{ChannelId, MessageId, SessionId, UserId};
 use crate::net::Admission;
 use crate::store::{Actor, FLAG_ADMIN, Name};
+use crate::wire::ErrorCode;
 use crate::wire::frame::PeerVersion;
 
-/// A session's place in its shard. Only meaningful while the session lives; a [`super::token`] also says which one.
+/// A session's place in its shard. Only meaningful while the session lives; the `token` of a ticket also says which one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionKey(pub u32);
 
@@ -34,6 +35,10 @@ pub struct Session {
     pub outbox: Outbox,
     /// In the list of sessions to flush.
     pub dirty: bool,
+    /// Its next request waits until it has read answers.
+    pub paused: bool,
+    /// It will send nothing more, and ends once it has its answers.
+    pub hung_up: bool,
     /// Monotonic milliseconds of the last whole frame.
     pub last_frame_at: u64,
     /// The last broadcast delivered: an audience that is a union meets each session once.
@@ -70,10 +75,69 @@ pub enum PresenceGate {
 pub enum Flight {
     #[default]
     None,
-    /// Posts on their way to the writer: when each was read, in monotonic microseconds.
-    Posts(Box<VecDeque<u64>>),
+    Posts(Box<Posts>),
     /// One request; what goes on when its answer arrives.
     Waiting(Box<Waiting>),
+}
+
+/// Posts of one session without an answer, oldest first. Refusals wait for their turn behind those under way.
+#[derive(Debug, Default)]
+pub struct Posts(VecDeque<Post>);
+
+#[derive(Debug)]
+enum Post {
+    /// On its way to the writer; read at this time, in monotonic microseconds.
+    UnderWay { read_at: u64 },
+    /// Refused before it could get there.
+    Refused(RefusedPost),
+}
+
+/// What a refused post is answered with.
+#[derive(Debug)]
+pub struct RefusedPost {
+    pub code: ErrorCode,
+    pub text: Box<str>,
+}
+
+impl Posts {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Posts without an answer, of either kind.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn submitted(&mut self, read_at: u64) {
+        self.0.push_back(Post::UnderWay { read_at });
+    }
+
+    pub fn refuse(&mut self, code: ErrorCode, text: &str) {
+        self.0.push_back(Post::Refused(RefusedPost { code, text: text.into() }));
+    }
+
+    /// The oldest post came back from the writer; says when it was read.
+    pub fn came_back(&mut self) -> Option<u64> {
+        match self.0.pop_front() {
+            Some(Post::UnderWay { read_at }) => Some(read_at),
+            _ => None,
+        }
+    }
+
+    /// The next refusal whose turn it is.
+    pub fn next_refused(&mut self) -> Option<RefusedPost> {
+        match self.0.pop_front() {
+            Some(Post::Refused(refused)) => Some(refused),
+            Some(under_way) => {
+                self.0.push_front(under_way);
+                None
+            }
+            None => None,
+        }
+    }
 }
 
 /// A request that waits.
@@ -146,6 +210,8 @@ impl Session {
             inbox: Vec::new(),
             outbox: Outbox::default(),
             dirty: false,
+            paused: false,
+            hung_up: false,
             last_frame_at: now,
             visited: 0,
             busy: None,

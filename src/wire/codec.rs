@@ -400,7 +400,7 @@ macro_rules! messages {
             /// Reads the payload of a frame of type `code`.
             ///
             /// # Errors
-            /// [`WireError::UnknownType`] for a code of no message in this table, else what is wrong with the payload.
+            /// `WireError::UnknownType` for a code of no message in this table, else what is wrong with the payload.
             pub fn read(code: u8, payload: &$a [u8]) -> Result<Self, $crate::wire::errors::WireError> {
                 let mut reader = $crate::wire::codec::Reader::new(payload);
                 let message = match code {

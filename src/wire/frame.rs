@@ -150,7 +150,7 @@ pub fn write(out: &mut Vec<u8>, message: &ServerMessage<'_>, compression: Compre
 /// Appends a frame of any direction from one declared message.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_message<'m>(out: &mut Vec<u8>, code: u8, message: &impl Wire<'m>) -> Result<(), WireError> {
     encode(out, code, Compression::Never, |writer| message.write(writer))
 }

@@ -378,9 +378,12 @@ pub fn encode_line(line: &str) -> Result<String, JsonError> {
         ClientMessage::parse(name, fields, &mut writer).or_else(|| ServerMessage::parse(name, fields, &mut writer));
     let code = code.ok_or_else(|| JsonError::UnknownType(name.to_owned()))??;
     writer.finish()?;
-    let compression = if flags & frame::FLAG_COMPRESSED == 0 { Compression::Never } else { Compression::Always };
+    // A payload of no bytes stays as it is under the bit too, as its reader takes it.
+    let compressed = flags & frame::FLAG_COMPRESSED != 0 && !payload.is_empty();
+    let (flags, compression) =
+        if compressed { (flags & !frame::FLAG_COMPRESSED, Compression::Always) } else { (flags, Compression::Never) };
     let mut out = Vec::new();
-    frame::write_payload(&mut out, version, code, flags & !frame::FLAG_COMPRESSED, &payload, compression)?;
+    frame::write_payload(&mut out, version, code, flags, &payload, compression)?;
     Ok(to_hex(&out))
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rusqlite::{Error, ErrorCode};
+use rusqlite::{Connection, Error, ErrorCode};
 
 /// A repeated failure is logged once in this time; clients and metrics hear of every one.
 const LOG_INTERVAL: Duration = Duration::from_secs(5);
@@ -52,6 +52,14 @@ impl Fault {
             ) => Self::Io,
             _ => Self::Other,
         }
+    }
+}
+
+/// Damaged pages must not stay in a connection's cache: once the file can be read well again, it is.
+pub(super) fn forget_damage(conn: &Connection, fault: Fault) {
+    if fault == Fault::Corrupt {
+        // Where even this fails, the next statement fails too, and tries again.
+        conn.execute_batch("PRAGMA shrink_memory").ok();
     }
 }
 

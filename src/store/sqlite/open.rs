@@ -74,9 +74,9 @@ pub enum OpenError {
     NoName(PathBuf),
     #[error("directory {} does not exist: create it, or name another place with --db", .0.display())]
     NoDirectory(PathBuf),
-    #[error("cannot {action} {}: {source}", .path.display())]
+    #[error("cannot {action} {}: {source}; name another place with --db", .path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
-    #[error("cannot open database {}: {source}", .path.display())]
+    #[error("cannot open database {}: {source}; name another place with --db", .path.display())]
     Lock { path: PathBuf, source: LockError },
     #[error("{} is not a SQLite database: name the right file with --db, or move this one away", .0.display())]
     NotDatabase(PathBuf),

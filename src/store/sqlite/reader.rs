@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-use super::fault::{Fault, Throttle};
+use super::fault::{Fault, Throttle, forget_damage};
 use super::queue::{Queue, Taken};
 use super::{Clock, Observe, messages, read_state, users};
 use crate::store::{Answer, Deliver, Query, Ticket};
@@ -61,6 +61,7 @@ impl Reader {
     fn report(&mut self, query: &Query, error: &rusqlite::Error) {
         let fault = Fault::of(error);
         self.observe.storage_error(fault);
+        forget_damage(&self.conn, fault);
         if let Some(unlogged) = self.log.admit(self.clock.monotonic()) {
             let query = name(query);
             tracing::error!(%error, kind = fault.name(), query, unlogged, "cannot read from the database");

@@ -13,7 +13,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 use super::channels::{self, Table};
-use super::fault::{Fault, Throttle};
+use super::fault::{Fault, Throttle, forget_damage};
 use super::lock::{DatabaseLock, beside};
 use super::messages;
 use super::queue::{Queue, Taken};
@@ -295,6 +295,7 @@ impl Writer {
     fn report(&mut self, error: &rusqlite::Error) {
         let fault = Fault::of(error);
         self.observe.storage_error(fault);
+        forget_damage(&self.conn, fault);
         if let Some(unlogged) = self.log.admit(self.clock.monotonic()) {
             tracing::error!(%error, kind = fault.name(), unlogged, "cannot write to the database");
         }

@@ -1,0 +1,25 @@
+# What the other scripts need of a Debian machine; read by them, not run.
+
+# Runs a command as root.
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+# needs COMMAND PACKAGE: installs the package if the command is missing.
+needs() {
+    if command -v "$1" >/dev/null; then return; fi
+    echo "installing $2, which brings $1"
+    as_root apt-get update -qq
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2"
+}
+
+# SQLite and jemalloc are compiled from C.
+needs_compilers() {
+    if ! command -v cargo >/dev/null && [ -f "$HOME/.cargo/env" ]; then . "$HOME/.cargo/env"; fi
+    if ! command -v cargo >/dev/null; then
+        echo "cargo is missing: install Rust from https://rustup.rs" >&2
+        return 1
+    fi
+    needs cc build-essential
+    needs make build-essential
+}

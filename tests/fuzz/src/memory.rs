@@ -1,0 +1,269 @@
+//! A store in memory, and passwords that cost nothing: what a shard asks of others waits here until it is delivered.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use superchat::ids::{ChannelId, MessageId, UserId};
+use superchat::passwords::{HashJob, HashOutcome, Passwords};
+use superchat::shard::ShardEvent;
+use superchat::shard::event::Commit;
+use superchat::store::command::NewChannel;
+use superchat::store::{
+    Account, Actor, Answer, Author, Busy, Channel, ChannelType, Command, Event, Message, Name, Outcome, Query, Refusal,
+    Store, Submission, Ticket,
+};
+
+/// Requests that may wait; the next one finds the store busy.
+const WAITING_MAX: usize = 64;
+/// Rows of each kind; a full store fails.
+const ROWS_MAX: usize = 512;
+
+/// Something a shard waits for.
+#[derive(Debug)]
+enum Work {
+    Write(Submission),
+    Read(Ticket, Query),
+    Hash(Ticket, HashJob),
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    waiting: Mutex<VecDeque<Work>>,
+    rows: Mutex<Rows>,
+}
+
+impl Memory {
+    pub(crate) fn new(channels: Vec<Channel>) -> Arc<Self> {
+        Arc::new(Self { rows: Mutex::new(Rows { channels, ..Rows::default() }), ..Self::default() })
+    }
+
+    /// Does what has waited longest.
+    pub(crate) fn next(&self) -> Option<ShardEvent> {
+        let work = self.waiting.lock().unwrap().pop_front()?;
+        let mut rows = self.rows.lock().unwrap();
+        Some(match work {
+            Work::Write(Submission { ticket, command }) => {
+                let outcome = Outcome { ticket: Some(ticket), result: rows.apply(command) };
+                ShardEvent::Committed(Commit::new([outcome].into(), 1))
+            }
+            Work::Read(ticket, query) => ShardEvent::Answered { token: ticket.token, answer: rows.answer(query) },
+            Work::Hash(ticket, job) => ShardEvent::Hashed { token: ticket.token, outcome: hash(job) },
+        })
+    }
+
+    fn queue(&self, work: Work) -> Result<(), Busy> {
+        let mut waiting = self.waiting.lock().unwrap();
+        if waiting.len() >= WAITING_MAX {
+            return Err(Busy);
+        }
+        waiting.push_back(work);
+        Ok(())
+    }
+}
+
+impl Store for Memory {
+    fn submit(&self, submission: Submission) -> Result<(), Busy> {
+        self.queue(Work::Write(submission))
+    }
+    fn ask(&self, ticket: Ticket, query: Query) -> Result<(), Busy> {
+        self.queue(Work::Read(ticket, query))
+    }
+}
+
+impl Passwords for Memory {
+    fn submit(&self, ticket: Ticket, job: HashJob) -> Result<(), Busy> {
+        self.queue(Work::Hash(ticket, job))
+    }
+}
+
+fn hash(job: HashJob) -> HashOutcome {
+    let plain = |secret: &[u8]| -> Box<str> { String::from_utf8_lossy(secret).into() };
+    match job {
+        HashJob::Hash { secret } => HashOutcome::Hashed(plain(&secret)),
+        HashJob::Verify { secret, stored } => {
+            HashOutcome::Verified(stored.is_some_and(|stored| stored == plain(&secret)))
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Rows {
+    channels: Vec<Channel>,
+    accounts: BTreeMap<UserId, Account>,
+    /// In the order of their ids, which are their places from 1 on; `None` once deleted.
+    messages: Vec<Option<Message>>,
+}
+
+impl Rows {
+    fn apply(&mut self, command: Command) -> Result<Event, Refusal> {
+        match command {
+            Command::Post { author, channel, parent, content } => self.post(&author, channel, parent, content),
+            Command::Edit { editor, message, sanitized, .. } => self.edit(&editor, message, sanitized),
+            Command::Delete { actor, message } => self.delete(&actor, message),
+            Command::CreateChannel(new) => self.create_channel(*new),
+            Command::Register { nickname, password_hash, flags } => self.register(nickname, password_hash, flags),
+            Command::SignIn { user, flags } => {
+                self.account(user)?.flags = flags;
+                Ok(Event::SignedIn { user, flags })
+            }
+            Command::Rename { user, nickname } => {
+                if self.named(&nickname).is_some_and(|account| account.id != user) {
+                    return Err(Refusal::NicknameTaken);
+                }
+                self.account(user)?.nickname = nickname.clone();
+                Ok(Event::Renamed { user, nickname })
+            }
+            Command::SetPassword { user, password_hash } => {
+                self.account(user)?.password_hash = password_hash.ok_or(Refusal::NoSshKeys)?;
+                Ok(Event::PasswordSet { user })
+            }
+            Command::UpdateReadState { .. } => Ok(Event::ReadStateUpdated),
+            #[allow(unreachable_patterns, reason = "a write this store does not know fails, as any store's may")]
+            _ => Err(Refusal::Database),
+        }
+    }
+
+    fn post(
+        &mut self,
+        author: &Actor,
+        channel: ChannelId,
+        parent: Option<MessageId>,
+        content: Bytes,
+    ) -> Result<Event, Refusal> {
+        if self.messages.len() >= ROWS_MAX {
+            return Err(Refusal::Database);
+        }
+        if !self.channels.iter().any(|known| known.id == channel) {
+            return Err(Refusal::ChannelNotFound);
+        }
+        let id = MessageId(self.messages.len() as u64 + 1);
+        let thread_root = match parent {
+            None => id,
+            Some(parent) => {
+                self.message(parent)
+                    .filter(|parent| parent.channel == channel)
+                    .ok_or(Refusal::MessageNotFound)?
+                    .thread_root
+            }
+        };
+        let nickname = author.nickname.clone();
+        let author = match author.user {
+            Some(user) => Author::Account { user, nickname, flags: author.flags },
+            None => Author::Visitor { nickname },
+        };
+        let (created_at, edited_at, reply_count) = (0, None, 0);
+        let message = Message { id, channel, parent, thread_root, author, content, created_at, edited_at, reply_count };
+        self.messages.push(Some(message.clone()));
+        Ok(Event::Posted(message))
+    }
+
+    fn edit(&mut self, editor: &Actor, id: MessageId, content: Bytes) -> Result<Event, Refusal> {
+        let message = self.message(id).ok_or(Refusal::MessageNotFound)?;
+        if !matches!(message.author, Author::Account { user, .. } if Some(user) == editor.user) {
+            return Err(Refusal::NotYours);
+        }
+        message.content = content.clone();
+        message.edited_at = Some(1);
+        let (message, channel, thread_root) = (id, message.channel, message.thread_root);
+        Ok(Event::Edited { message, channel, thread_root, edited_at: 1, content })
+    }
+
+    fn delete(&mut self, actor: &Actor, id: MessageId) -> Result<Event, Refusal> {
+        let place = id.0.checked_sub(1).and_then(|place| self.messages.get_mut(usize::try_from(place).ok()?));
+        let deleted = place.ok_or(Refusal::MessageNotFound)?.take().ok_or(Refusal::AlreadyDeleted)?;
+        let placeholder = [b"[deleted by ~", &actor.nickname[..], b"]"].concat().into();
+        let (message, channel, thread_root) = (id, deleted.channel, deleted.thread_root);
+        Ok(Event::Deleted { message, channel, thread_root, deleted_at: 1, placeholder })
+    }
+
+    fn create_channel(&mut self, new: NewChannel) -> Result<Event, Refusal> {
+        if self.channels.len() >= ROWS_MAX {
+            return Err(Refusal::Database);
+        }
+        if self.channels.iter().any(|known| known.parent == new.parent && known.name == new.name) {
+            return Err(Refusal::NameTaken);
+        }
+        let channel = Channel {
+            id: ChannelId(self.channels.len() as u64 + 1),
+            name: new.name,
+            display_name: new.display_name,
+            description: new.description,
+            channel_type: new.channel_type,
+            retention_hours: new.retention_hours,
+            created_by: Some(new.created_by),
+            parent: new.parent,
+            participants: None,
+        };
+        self.channels.push(channel.clone());
+        Ok(Event::ChannelCreated(channel))
+    }
+
+    fn register(&mut self, nickname: Name, password_hash: Box<str>, flags: u8) -> Result<Event, Refusal> {
+        if self.named(&nickname).is_some() {
+            return Err(Refusal::NicknameTaken);
+        }
+        let user = UserId(self.accounts.len() as u64 + 1);
+        let account = Account { id: user, nickname: nickname.clone(), flags, password_hash, has_alias: false };
+        self.accounts.insert(user, account);
+        Ok(Event::Registered { user, nickname, flags })
+    }
+
+    fn answer(&mut self, query: Query) -> Answer {
+        match query {
+            Query::Roots { channel, limit, .. } => {
+                self.list(limit, |message| message.channel == channel && message.parent.is_none())
+            }
+            Query::Thread { channel, parent, limit, .. } => {
+                self.list(limit, |message| message.channel == channel && message.parent == Some(parent))
+            }
+            Query::ThreadOf { message } => {
+                Answer::ThreadOf(self.message(message).map(|message| (message.thread_root, message.channel)))
+            }
+            Query::Account { nickname } => Answer::Account { account: self.named(&nickname).cloned(), ban: None },
+            Query::AccountById { user } => Answer::Account { account: self.accounts.get(&user).cloned(), ban: None },
+            Query::Accounts { limit } => Answer::Accounts(self.accounts.values().take(limit.into()).cloned().collect()),
+            Query::Unread { targets, .. } => Answer::Unread(vec![1; targets.len()]),
+            #[allow(unreachable_patterns, reason = "a read this store does not know fails, as any store's may")]
+            _ => Answer::Failed,
+        }
+    }
+
+    fn list(&self, limit: u16, wanted: impl Fn(&Message) -> bool) -> Answer {
+        let messages = self.messages.iter().flatten().filter(|message| wanted(message));
+        Answer::Messages(messages.take(limit.into()).cloned().collect())
+    }
+
+    fn message(&mut self, id: MessageId) -> Option<&mut Message> {
+        let place = usize::try_from(id.0.checked_sub(1)?).ok()?;
+        self.messages.get_mut(place)?.as_mut()
+    }
+
+    fn account(&mut self, user: UserId) -> Result<&mut Account, Refusal> {
+        self.accounts.get_mut(&user).ok_or(Refusal::UserNotFound)
+    }
+
+    fn named(&self, nickname: &[u8]) -> Option<&Account> {
+        self.accounts.values().find(|account| account.nickname[..] == *nickname)
+    }
+}
+
+/// A channel of either kind, and a subchannel.
+pub(crate) fn channels() -> Vec<Channel> {
+    let channel = |id: u64, name: &str, channel_type, parent: Option<u64>| Channel {
+        id: ChannelId(id),
+        name: name.as_bytes().into(),
+        display_name: name.as_bytes().into(),
+        description: Name::from(&b""[..]),
+        channel_type,
+        retention_hours: 24,
+        created_by: None,
+        parent: parent.map(ChannelId),
+        participants: None,
+    };
+    vec![
+        channel(1, "chat", ChannelType::Chat, None),
+        channel(2, "forum", ChannelType::Forum, None),
+        channel(3, "sub", ChannelType::Forum, Some(2)),
+    ]
+}

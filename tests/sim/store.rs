@@ -1,0 +1,435 @@
+//! The second backend: everything in memory, and nothing happens before the scheduler says so.
+//!
+//! [`Desk`] takes what shards hand in and keeps it in order; [`Memory`] is the data with the rules of BEHAVIOUR.md 2. When
+//! a command is applied, a query answered, an outcome delivered is decided outside.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use superchat::ids::{ChannelId, MessageId, UserId};
+use superchat::limits::THREAD_DEPTH_MAX;
+use superchat::store::command::NewChannel;
+use superchat::store::query::{Cursor, UnreadTarget};
+use superchat::store::{
+    Account, Actor, Answer, Author, Busy, Channel, Command, Event, Message, Name, Query, Refusal, Store, Submission,
+    Ticket,
+};
+
+/// Where shards hand in writes and reads.
+#[derive(Default)]
+pub struct Desk(Mutex<Queues>);
+
+#[derive(Default)]
+struct Queues {
+    writes: VecDeque<Submission>,
+    reads: VecDeque<(Ticket, Query)>,
+    is_full: bool,
+}
+
+impl Desk {
+    /// Turns everybody away, or takes them again.
+    pub fn set_full(&self, is_full: bool) {
+        self.0.lock().unwrap().is_full = is_full;
+    }
+
+    /// The oldest writes, at most `count`.
+    pub fn take_writes(&self, count: usize) -> Vec<Submission> {
+        let writes = &mut self.0.lock().unwrap().writes;
+        let count = count.min(writes.len());
+        writes.drain(..count).collect()
+    }
+
+    /// A read; several readers work side by side, so it need not be the oldest.
+    pub fn take_read(&self, place: usize) -> Option<(Ticket, Query)> {
+        self.0.lock().unwrap().reads.remove(place)
+    }
+
+    pub fn writes(&self) -> usize {
+        self.0.lock().unwrap().writes.len()
+    }
+
+    pub fn reads(&self) -> usize {
+        self.0.lock().unwrap().reads.len()
+    }
+}
+
+impl Store for Desk {
+    fn submit(&self, submission: Submission) -> Result<(), Busy> {
+        let mut queues = self.0.lock().unwrap();
+        if queues.is_full {
+            return Err(Busy);
+        }
+        queues.writes.push_back(submission);
+        Ok(())
+    }
+
+    fn ask(&self, ticket: Ticket, query: Query) -> Result<(), Busy> {
+        let mut queues = self.0.lock().unwrap();
+        if queues.is_full {
+            return Err(Busy);
+        }
+        queues.reads.push_back((ticket, query));
+        Ok(())
+    }
+}
+
+/// What is committed.
+#[derive(Clone, Default)]
+pub struct Memory {
+    pub channels: BTreeMap<ChannelId, Channel>,
+    pub messages: BTreeMap<MessageId, Stored>,
+    pub accounts: BTreeMap<UserId, Account>,
+    /// Every post that was ever stored, with its first text.
+    pub posts: Vec<(Bytes, MessageId)>,
+    /// Former nicknames that still sign in.
+    aliases: BTreeMap<Name, UserId>,
+    read_marks: BTreeMap<(UserId, ChannelId), i64>,
+    newest_channel: u64,
+    newest_message: u64,
+}
+
+#[derive(Clone)]
+pub struct Stored {
+    pub channel: ChannelId,
+    pub parent: Option<MessageId>,
+    pub root: MessageId,
+    pub author: Actor,
+    pub content: Bytes,
+    pub created_at: i64,
+    pub edited_at: Option<i64>,
+    pub deleted_at: Option<i64>,
+}
+
+impl Stored {
+    /// An account's own, or a visitor's: by session, or by name and address.
+    fn is_own(&self, actor: &Actor) -> bool {
+        match self.author.user {
+            Some(author) => actor.user == Some(author),
+            None => {
+                let same_visitor = self.author.nickname == actor.nickname && self.author.address == actor.address;
+                self.author.session == actor.session || same_visitor
+            }
+        }
+    }
+
+    fn is_live(&self) -> bool {
+        self.deleted_at.is_none()
+    }
+}
+
+// Writing.
+
+impl Memory {
+    pub fn apply(&mut self, command: &Command, now: i64) -> Result<Event, Refusal> {
+        match command {
+            Command::Post { author, channel, parent, content } => self.post(author, *channel, *parent, content, now),
+            Command::Edit { editor, message, sanitized, .. } => self.edit(editor, *message, sanitized, now),
+            Command::Delete { actor, message } => self.delete(actor, *message, now),
+            Command::CreateChannel(new) => self.create(new),
+            Command::Register { nickname, password_hash, flags } => self.register(nickname, password_hash, *flags),
+            Command::SignIn { user, flags } => {
+                self.account(*user)?.flags = *flags;
+                Ok(Event::SignedIn { user: *user, flags: *flags })
+            }
+            Command::Rename { user, nickname } => self.rename(*user, nickname),
+            Command::SetPassword { user, password_hash } => self.set_password(*user, password_hash.as_deref()),
+            Command::UpdateReadState { user, channel, at } => {
+                let mark = self.read_marks.entry((*user, *channel)).or_default();
+                *mark = (*mark).max(*at);
+                Ok(Event::ReadStateUpdated)
+            }
+        }
+    }
+
+    fn post(
+        &mut self,
+        author: &Actor,
+        channel: ChannelId,
+        parent: Option<MessageId>,
+        content: &Bytes,
+        now: i64,
+    ) -> Result<Event, Refusal> {
+        if !self.channels.contains_key(&channel) {
+            return Err(Refusal::ChannelNotFound);
+        }
+        let above = parent.map(|parent| self.root_for_reply(channel, parent)).transpose()?;
+        self.newest_message += 1;
+        let id = MessageId(self.newest_message);
+        let stored = Stored {
+            channel,
+            parent,
+            root: above.unwrap_or(id),
+            author: author.clone(),
+            content: content.clone(),
+            created_at: now,
+            edited_at: None,
+            deleted_at: None,
+        };
+        self.messages.insert(id, stored);
+        self.posts.push((content.clone(), id));
+        Ok(Event::Posted(self.shown(id)))
+    }
+
+    fn root_for_reply(&self, channel: ChannelId, parent: MessageId) -> Result<MessageId, Refusal> {
+        let above = self.messages.get(&parent).filter(|above| above.channel == channel);
+        let root = above.ok_or(Refusal::MessageNotFound)?.root;
+        let depth = std::iter::successors(Some(parent), |id| self.messages.get(id)?.parent).count();
+        if depth > THREAD_DEPTH_MAX as usize { Err(Refusal::ThreadTooDeep) } else { Ok(root) }
+    }
+
+    fn edit(&mut self, editor: &Actor, id: MessageId, content: &Bytes, now: i64) -> Result<Event, Refusal> {
+        let stored = self.messages.get_mut(&id).ok_or(Refusal::MessageNotFound)?;
+        if stored.author.user.is_none() {
+            return Err(Refusal::AnonymousMessage);
+        }
+        if !stored.is_own(editor) && !editor.is_admin() {
+            return Err(Refusal::NotYours);
+        }
+        if !stored.is_live() {
+            return Err(Refusal::AlreadyDeleted);
+        }
+        if content.is_empty() {
+            return Err(Refusal::EmptyContent);
+        }
+        stored.content = content.clone();
+        stored.edited_at = Some(now);
+        let (channel, thread_root, content) = (stored.channel, stored.root, content.clone());
+        Ok(Event::Edited { message: id, channel, thread_root, edited_at: now, content })
+    }
+
+    fn delete(&mut self, actor: &Actor, id: MessageId, now: i64) -> Result<Event, Refusal> {
+        let stored = self.messages.get_mut(&id).ok_or(Refusal::MessageNotFound)?;
+        if !stored.is_live() {
+            return Err(Refusal::AlreadyDeleted);
+        }
+        if !stored.is_own(actor) && !actor.is_admin() {
+            return Err(Refusal::NotYours);
+        }
+        let placeholder = Bytes::from([b"[deleted by ~", &actor.nickname[..], b"]"].concat());
+        stored.content = placeholder.clone();
+        stored.deleted_at = Some(now);
+        let (channel, thread_root) = (stored.channel, stored.root);
+        Ok(Event::Deleted { message: id, channel, thread_root, deleted_at: now, placeholder })
+    }
+
+    fn create(&mut self, new: &NewChannel) -> Result<Event, Refusal> {
+        if new.parent.is_some_and(|parent| !self.channels.contains_key(&parent)) {
+            return Err(Refusal::ChannelNotFound);
+        }
+        if self.channels.values().any(|known| known.parent == new.parent && known.name == new.name) {
+            return Err(Refusal::NameTaken);
+        }
+        Ok(Event::ChannelCreated(self.insert_channel(new)))
+    }
+
+    /// A channel as CREATE_CHANNEL makes it.
+    pub fn insert_channel(&mut self, new: &NewChannel) -> Channel {
+        self.newest_channel += 1;
+        let channel = Channel {
+            id: ChannelId(self.newest_channel),
+            name: new.name.clone(),
+            display_name: new.display_name.clone(),
+            description: new.description.clone(),
+            channel_type: new.channel_type,
+            retention_hours: new.retention_hours,
+            created_by: Some(new.created_by),
+            parent: new.parent,
+            participants: None,
+        };
+        self.channels.insert(channel.id, channel.clone());
+        channel
+    }
+
+    /// Removes a channel with everything in it, as an operator does; its subchannels' events come first.
+    pub fn drop_channel(&mut self, channel: ChannelId) -> Vec<Event> {
+        let inside = self.channels.values().filter(|inner| inner.parent == Some(channel)).map(|inner| inner.id);
+        let gone: Vec<_> = inside.chain([channel]).collect();
+        self.channels.retain(|id, _| !gone.contains(id));
+        self.messages.retain(|_, stored| !gone.contains(&stored.channel));
+        gone.into_iter().map(|channel| Event::ChannelDeleted { channel }).collect()
+    }
+
+    pub fn register(&mut self, nickname: &Name, password_hash: &str, flags: u8) -> Result<Event, Refusal> {
+        if self.is_taken(nickname, None) {
+            return Err(Refusal::NicknameTaken);
+        }
+        let user = UserId(self.accounts.len() as u64 + 1);
+        let nickname = nickname.clone();
+        let account = Account {
+            id: user,
+            nickname: nickname.clone(),
+            flags,
+            password_hash: password_hash.into(),
+            has_alias: false,
+        };
+        self.accounts.insert(user, account);
+        Ok(Event::Registered { user, nickname, flags })
+    }
+
+    fn is_taken(&self, nickname: &Name, but_by: Option<UserId>) -> bool {
+        let names = self.accounts.values().map(|account| (&account.nickname, account.id));
+        let aliases = self.aliases.iter().map(|(name, user)| (name, *user));
+        names.chain(aliases).any(|(name, user)| name.eq_ignore_ascii_case(nickname) && Some(user) != but_by)
+    }
+
+    fn rename(&mut self, user: UserId, nickname: &Name) -> Result<Event, Refusal> {
+        if self.is_taken(nickname, Some(user)) {
+            return Err(Refusal::NicknameTaken);
+        }
+        let account = self.account(user)?;
+        let former = std::mem::replace(&mut account.nickname, nickname.clone());
+        account.has_alias = true;
+        self.aliases.remove(nickname);
+        self.aliases.insert(former, user);
+        Ok(Event::Renamed { user, nickname: nickname.clone() })
+    }
+
+    /// There are no SSH keys here, so a password cannot be removed.
+    fn set_password(&mut self, user: UserId, password_hash: Option<&str>) -> Result<Event, Refusal> {
+        let account = self.account(user)?;
+        account.password_hash = password_hash.ok_or(Refusal::NoSshKeys)?.into();
+        account.has_alias = false;
+        self.aliases.retain(|_, owner| *owner != user);
+        Ok(Event::PasswordSet { user })
+    }
+
+    fn account(&mut self, user: UserId) -> Result<&mut Account, Refusal> {
+        self.accounts.get_mut(&user).ok_or(Refusal::UserNotFound)
+    }
+}
+
+// Reading.
+
+impl Memory {
+    pub fn answer(&self, query: &Query) -> Answer {
+        match query {
+            Query::Roots { channel, cursor, limit } => Answer::Messages(self.roots(*channel, *cursor, *limit)),
+            Query::Thread { channel, parent, cursor, limit } => {
+                Answer::Messages(self.thread(*channel, *parent, *cursor, *limit))
+            }
+            Query::ThreadOf { message } => {
+                Answer::ThreadOf(self.messages.get(message).map(|stored| (stored.root, stored.channel)))
+            }
+            Query::Account { nickname } => {
+                Answer::Account { account: self.account_named(nickname).cloned(), ban: None }
+            }
+            Query::AccountById { user } => Answer::Account { account: self.accounts.get(user).cloned(), ban: None },
+            Query::Accounts { limit } => {
+                let mut accounts: Vec<_> = self.accounts.values().cloned().collect();
+                accounts.sort_by(|a, b| a.nickname.cmp(&b.nickname));
+                accounts.truncate((*limit).into());
+                Answer::Accounts(accounts)
+            }
+            Query::Unread { user, since, targets } => {
+                Answer::Unread(targets.iter().map(|target| self.unread(*user, *since, *target)).collect())
+            }
+        }
+    }
+
+    pub fn account_named(&self, nickname: &Name) -> Option<&Account> {
+        let named = self.accounts.values().find(|account| account.nickname == *nickname);
+        named.or_else(|| self.accounts.get(self.aliases.get(nickname)?))
+    }
+
+    pub fn roots(&self, channel: ChannelId, cursor: Cursor, limit: u16) -> Vec<Message> {
+        let here = |stored: &Stored| stored.channel == channel && stored.parent.is_none();
+        let listed =
+            self.messages.iter().filter(|(id, stored)| here(stored) && self.is_listed(**id)).map(|(id, _)| *id);
+        let ids: Vec<_> = match cursor {
+            Cursor::None => listed.rev().take(limit.into()).collect(),
+            Cursor::Before(before) => listed.filter(|id| *id < before).rev().take(limit.into()).collect(),
+            Cursor::After(after) => listed.filter(|id| *id > after).take(limit.into()).collect(),
+        };
+        ids.into_iter().map(|id| self.shown(id)).collect()
+    }
+
+    pub fn thread(&self, channel: ChannelId, parent: MessageId, cursor: Cursor, limit: u16) -> Vec<Message> {
+        if self.messages.get(&parent).is_none_or(|stored| stored.channel != channel) {
+            return Vec::new();
+        }
+        let order: Vec<_> = self.below(parent).into_iter().filter(|id| self.is_listed(*id)).collect();
+        let page: Vec<_> = match cursor {
+            Cursor::None => order,
+            Cursor::Before(before) => match order.iter().position(|id| *id == before) {
+                Some(place) => order[place + 1..].to_vec(),
+                None => order.into_iter().filter(|id| *id < before).collect(),
+            },
+            Cursor::After(after) => order.into_iter().filter(|id| *id > after).collect(),
+        };
+        page.into_iter().take(limit.into()).map(|id| self.shown(id)).collect()
+    }
+
+    /// All descendants, depth first, siblings ascending.
+    fn below(&self, parent: MessageId) -> Vec<MessageId> {
+        let Some(root) = self.messages.get(&parent).map(|stored| stored.root) else { return Vec::new() };
+        let mut children: BTreeMap<MessageId, Vec<MessageId>> = BTreeMap::new();
+        for (id, stored) in self.messages.range(root..).filter(|(_, stored)| stored.root == root) {
+            children.entry(stored.parent.unwrap_or_default()).or_default().push(*id);
+        }
+        let (mut order, mut open) = (Vec::new(), vec![parent]);
+        while let Some(id) = open.pop() {
+            order.push(id);
+            open.extend(children.get(&id).into_iter().flatten().rev());
+        }
+        order.split_off(1)
+    }
+
+    /// A deleted message stays listed while something below it lives.
+    fn is_listed(&self, id: MessageId) -> bool {
+        self.messages[&id].is_live() || self.live_below(id) > 0
+    }
+
+    fn live_below(&self, id: MessageId) -> u32 {
+        let live = self.below(id).into_iter().filter(|id| self.messages[id].is_live());
+        u32::try_from(live.count()).unwrap()
+    }
+
+    fn shown(&self, id: MessageId) -> Message {
+        let stored = &self.messages[&id];
+        let author = match stored.author.user {
+            Some(user) => match self.accounts.get(&user) {
+                Some(account) => Author::Account { user, nickname: account.nickname.clone(), flags: account.flags },
+                None => Author::MissingAccount { user },
+            },
+            None => Author::Visitor { nickname: stored.author.nickname.clone() },
+        };
+        Message {
+            id,
+            channel: stored.channel,
+            parent: stored.parent,
+            thread_root: stored.root,
+            author,
+            content: stored.content.clone(),
+            created_at: stored.created_at,
+            edited_at: stored.edited_at,
+            reply_count: if stored.parent.is_none() { self.live_below(id) } else { 0 },
+        }
+    }
+
+    fn unread(&self, user: Option<UserId>, since: Option<i64>, target: UnreadTarget) -> u32 {
+        let Some(channel) = target.channel else { return 0 };
+        let marked = user.and_then(|user| self.read_marks.get(&(user, channel)).copied());
+        let since = since.or(marked).unwrap_or_default();
+        let counts = |stored: &&Stored| {
+            let in_place = stored.channel == channel && target.thread.is_none_or(|thread| stored.root == thread);
+            let from_others = user.is_none() || stored.author.user != user;
+            in_place && from_others && stored.is_live() && stored.created_at > since
+        };
+        u32::try_from(self.messages.values().filter(counts).count()).unwrap()
+    }
+}
+
+/// Channels to begin with.
+pub fn seed_channel(name: &str, channel_type: superchat::store::ChannelType, parent: Option<ChannelId>) -> NewChannel {
+    let text = |text: &str| -> Name { Arc::from(text.as_bytes()) };
+    NewChannel {
+        name: text(name),
+        display_name: text(name),
+        description: text(""),
+        channel_type,
+        retention_hours: 24,
+        created_by: UserId(1),
+        parent,
+    }
+}
