@@ -1,5 +1,6 @@
 //! What can go wrong, and which alerts say so.
 
+use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -116,10 +117,10 @@ fn cut_off(server: &mut Server) -> Vec<Background> {
 /// More sessions than the limit of the test, nearly as many as there are descriptors, and none says PING.
 fn crowd(server: &mut Server) -> Vec<Background> {
     const SESSIONS: usize = 110;
-    const DESCRIPTORS: u64 = 160;
-    let limit = Rlimit { current: Some(DESCRIPTORS), maximum: Some(DESCRIPTORS) };
-    prlimit(Some(pid(server)), Resource::Nofile, limit).unwrap();
     let crowd: Vec<_> = (0..SESSIONS).map(|_| server.client()).collect();
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count() as u64;
+    let limit = Some(descriptors + descriptors / 20);
+    prlimit(Some(pid(server)), Resource::Nofile, Rlimit { current: limit, maximum: limit }).unwrap();
     vec![hold(crowd)]
 }
 
@@ -131,9 +132,10 @@ fn lock_database(server: &mut Server) -> Vec<Background> {
         database.busy_timeout(Duration::from_secs(30)).unwrap();
         while !stop.is_set() {
             database.execute_batch("BEGIN IMMEDIATE").unwrap();
-            stop.pause(Duration::from_millis(4500));
+            stop.pause(Duration::from_secs(4));
             database.execute_batch("COMMIT").unwrap();
-            stop.pause(Duration::from_millis(20));
+            // SQLite looks for a free lock every 100 ms.
+            stop.pause(Duration::from_millis(300));
         }
     });
     let author = |_| {
@@ -169,10 +171,11 @@ fn stall(server: &mut Server) -> Vec<Background> {
     let read = |client: &mut Client| drop(client.ask(newest(200), "MESSAGE_LIST"));
     let stopper = Background::start(move |stop| {
         while !stop.is_set() {
+            // So short a time to run ends in the middle of whatever is done.
             kill_process(pid, Signal::STOP).unwrap();
             stop.pause(Duration::from_millis(100));
             kill_process(pid, Signal::CONT).unwrap();
-            stop.pause(Duration::from_millis(10));
+            stop.pause(Duration::from_millis(1));
         }
     });
     vec![stopper, busy(write), busy(read), busy(read), busy(read), load::listener(address), audience]

@@ -1,8 +1,7 @@
 //! Clients that do a little of everything, so that every metric that can move moves.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use superchat::wire::client::{
 };
 use superchat::wire::codec::Bounded;
 
-use crate::support::{Client, clock};
+use crate::support::Client;
 
 /// The forum `general`.
 pub const FORUM: ChannelId = ChannelId(2);
@@ -22,20 +21,22 @@ const SECRET: &[u8] = b"0123456789012345678901234567890123456789012";
 
 /// Says when to end what runs in the background.
 #[derive(Debug, Clone, Default)]
-pub struct Stop(Arc<AtomicBool>);
+pub struct Stop(Arc<(Mutex<bool>, Condvar)>);
 
 impl Stop {
     pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        *self.0.0.lock().unwrap()
     }
 
     pub fn set(&self) {
-        self.0.store(true, Ordering::Release);
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
     }
 
     /// Waits for the word to end, at most that long; `false` once it came.
     pub fn pause(&self, pause: Duration) -> bool {
-        clock::poll(pause, || self.is_set().then_some(())).is_none()
+        let is_set = self.0.0.lock().unwrap();
+        !*self.0.1.wait_timeout_while(is_set, pause, |is_set| !*is_set).unwrap().0
     }
 }
 

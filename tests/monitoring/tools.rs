@@ -33,8 +33,10 @@ const PACKAGES: &[(&str, &str)] = &[
 /// When it is not installed, with what to install.
 pub fn command(program: &str) -> Command {
     let (_, package) = PACKAGES.iter().find(|(known, _)| *known == program).expect("a program of the table");
-    let places = ["/usr/bin", "/usr/sbin", "/usr/local/bin"].map(|place| Path::new(place).join(program));
-    let found = places.into_iter().find(|path| path.exists());
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // Daemons lie where a user's PATH does not lead.
+    let places = std::env::split_paths(&path).chain(["/usr/sbin".into()]);
+    let found = places.map(|place| place.join(program)).find(|path| path.exists());
     Command::new(
         found.unwrap_or_else(|| panic!("{program} is missing: apt-get install --no-install-recommends {package}")),
     )

@@ -29,26 +29,63 @@ pub const ABSENT: &str = "zoe";
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Request {
-    Ping { token: i64 },
-    SetNickname { name: &'static str },
+    Ping {
+        token: i64,
+    },
+    SetNickname {
+        name: &'static str,
+    },
     /// `must_work`: the account existed and the secret was right when this was sent.
-    SignIn { name: &'static str, is_right: bool, must_work: bool },
+    SignIn {
+        name: &'static str,
+        is_right: bool,
+        must_work: bool,
+    },
     Register,
     Logout,
-    Join { place: Place },
+    Join {
+        place: Place,
+    },
     Leave,
-    Subscribe { place: Place },
-    Unsubscribe { place: Place },
-    Follow { message: MessageId },
-    Unfollow { message: MessageId },
-    Post { place: Place, parent: Option<MessageId>, content: Bytes },
-    Edit { message: MessageId, content: Bytes },
-    Delete { message: MessageId },
-    List { place: Place, parent: Option<MessageId> },
-    Users { place: Place },
+    Subscribe {
+        place: Place,
+    },
+    Unsubscribe {
+        place: Place,
+    },
+    Follow {
+        message: MessageId,
+    },
+    Unfollow {
+        message: MessageId,
+    },
+    Post {
+        place: Place,
+        parent: Option<MessageId>,
+        content: Bytes,
+    },
+    Edit {
+        message: MessageId,
+        content: Bytes,
+    },
+    Delete {
+        message: MessageId,
+    },
+    List {
+        place: Place,
+        parent: Option<MessageId>,
+    },
+    Users {
+        place: Place,
+    },
     Info,
-    CreateChannel { name: Bytes },
-    CreateSubchannel { parent: ChannelId, name: Bytes },
+    CreateChannel {
+        name: Bytes,
+    },
+    CreateSubchannel {
+        parent: ChannelId,
+        name: Bytes,
+    },
     Goodbye,
     /// A frame length that cannot be.
     Garbage,
@@ -89,7 +126,8 @@ impl Request {
                 put(out, say::JoinChannel::CODE, &request);
             }
             Self::Leave => {
-                let request = say::LeaveChannel { channel_id: ChannelId(0), subchannel_id: None, permanent: Tail(None) };
+                let request =
+                    say::LeaveChannel { channel_id: ChannelId(0), subchannel_id: None, permanent: Tail(None) };
                 put(out, say::LeaveChannel::CODE, &request);
             }
             Self::Subscribe { place: Place { channel_id, subchannel_id, .. } } => {

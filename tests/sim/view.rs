@@ -357,9 +357,10 @@ impl View {
             (Some(Addendum::UserInfo), ServerMessage::UserInfo(info)) => {
                 self.nickname.as_deref() == Some(info.nickname)
             }
-            (Some(Addendum::SignInHint), ServerMessage::AuthResponse(server::AuthResponse { outcome: Err(failed) })) => {
-                failed.message == b"You were disconnected. Please sign in again."
-            }
+            (
+                Some(Addendum::SignInHint),
+                ServerMessage::AuthResponse(server::AuthResponse { outcome: Err(failed) }),
+            ) => failed.message == b"You were disconnected. Please sign in again.",
             _ => false,
         }
     }

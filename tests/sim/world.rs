@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use superchat::ids::{ChannelId, SessionId};
 use superchat::limits::POSTS_IN_FLIGHT_MAX;
-use superchat::metrics::{FanoutTally, BuildInfo, Label as _, Metrics, MetricsOptions};
+use superchat::metrics::{BuildInfo, FanoutTally, Label as _, Metrics, MetricsOptions};
 use superchat::net::{CloseReason, Gate};
 use superchat::passwords::{DeliverHash, HashJob, HashOutcome, Passwords};
 use superchat::shard::presence::TICK_MS;
@@ -214,7 +214,8 @@ impl World {
             metrics: Arc::clone(&metrics),
             now,
         };
-        let host = |id| Host { shard: Shard::new(parts(id)), sessions: BTreeMap::new(), applied: 0, applied_at_flush: 0 };
+        let host =
+            |id| Host { shard: Shard::new(parts(id)), sessions: BTreeMap::new(), applied: 0, applied_at_flush: 0 };
         Self {
             hosts: (0..plan.shards).map(host).collect(),
             random,
@@ -660,7 +661,10 @@ impl World {
         let Departed { key, reason, mut outbox } = departed;
         let session = self.hosts[host].sessions.remove(&key);
         let Some(mut link) = session.and_then(|session| self.links.remove(&session)) else {
-            return Err(Violation { rule: Rule::Ending, what: format!("nobody sat at {key:?}, which ended: {reason:?}") });
+            return Err(Violation {
+                rule: Rule::Ending,
+                what: format!("nobody sat at {key:?}, which ended: {reason:?}"),
+            });
         };
         let session = link.view.session;
         self.note(|_| format!("{session} ends: {reason:?}"));
@@ -672,11 +676,12 @@ impl World {
             return Ok(());
         }
         let mut last = Vec::new();
-        outbox.flush(|slices| {
-            slices.iter().for_each(|slice| last.extend_from_slice(slice));
-            Ok(slices.iter().map(|slice| slice.len()).sum())
-        })
-        .map_err(|error| Violation { rule: Rule::Ending, what: error.to_string() })?;
+        outbox
+            .flush(|slices| {
+                slices.iter().for_each(|slice| last.extend_from_slice(slice));
+                Ok(slices.iter().map(|slice| slice.len()).sum())
+            })
+            .map_err(|error| Violation { rule: Rule::Ending, what: error.to_string() })?;
         link.observe(last, self.plan.outbox_bytes_max, &mut self.facts, self.hosts[host].applied_at_flush)?;
         link.view.all_said()?;
         let goodbye = match reason {
@@ -908,9 +913,8 @@ impl World {
     }
 
     fn is_busy(&self) -> bool {
-        let at_links = |link: &Link| {
-            !link.upstream.is_empty() || !link.rest.is_empty() || !link.talks() || link.view.waits()
-        };
+        let at_links =
+            |link: &Link| !link.upstream.is_empty() || !link.rest.is_empty() || !link.talks() || link.view.waits();
         let at_store = self.desk.writes() + self.desk.reads() + self.answers.len() > 0;
         at_store || self.undelivered.is_some() || self.links.values().any(at_links)
     }
