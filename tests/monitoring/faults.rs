@@ -141,7 +141,8 @@ fn lock_database(server: &mut Server) -> Vec<Background> {
     let author = |_| {
         Background::start(move |stop| {
             let mut client = Client::named(address, "author");
-            while !stop.is_set() {
+            // The pause leaves the lock to the other program now and then.
+            while stop.pause(Duration::from_millis(200)) {
                 (0..100).for_each(|_| client.send(post(b"waits for the lock", None)));
                 client.quiet();
             }
