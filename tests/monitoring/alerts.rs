@@ -82,7 +82,7 @@ fn every_alert_is_tested() {
     let caused = expected().into_iter().map(|(_, alert)| alert);
     let tested: BTreeSet<_> = caused.chain(UNIT_TESTED.iter().map(|(alert, _)| *alert)).collect();
     assert_eq!(alerts, tested);
-    let unit_tests = kit_file("prometheus/tests/alerts.yml");
+    let unit_tests = ["alerts", "backup"].map(|name| kit_file(&format!("prometheus/tests/{name}.yml"))).concat();
     let lacks_one = |alert: &&&str| !unit_tests.contains(&format!("{{alertname=\"{alert}\", instance=\"bad\"}}"));
     assert_eq!(alerts.iter().find(lacks_one), None, "it has no unit test");
 }

@@ -31,7 +31,7 @@ mod validation {
         ("prometheus/rules/alerts.yml", "> 9000", "> 9001", "unit tests of the rules"),
         ("alertmanager/alertmanager.yml", "receiver: webhook", "receiver: nobody", "Alertmanager"),
         ("alertmanager/alertmanager.yml", "severity=\"critical\"", "severity=\"fatal\"", "routes"),
-        ("alertmanager/templates/superchat.tmpl", ".Annotations.summary", ".Annotations.summary |", "templates"),
+        ("alertmanager/templates/superchat.tmpl", "range .Alerts", "range .Alert", "templates"),
         ("blackbox/blackbox.yml", "prober: http", "probe: http", "blackbox"),
         ("rsyslog/30-superchat.conf", "ruleset(name", "rulesets(name", "rsyslog"),
         ("logrotate/superchat", "    daily", "    sometimes", "logrotate"),
