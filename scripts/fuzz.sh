@@ -16,7 +16,8 @@ fi
 shift || true
 if (($#)); then targets=("$@"); else targets=(frame client_message server_message json session); fi
 
-cd "$(dirname "$0")/../tests/fuzz"
+cd "$(dirname "$0")/.."
+cd tests/fuzz
 triple=$(rustc -vV | sed -n 's/^host: //p')
 
 # The counters, where comparisons fail, and frame pointers. A named target keeps them out of build scripts.

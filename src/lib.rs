@@ -5,6 +5,7 @@ pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod errors;
 pub mod handlers;
 pub mod ids;
 pub mod limits;

@@ -177,6 +177,7 @@ const SAMPLES: &[(&str, &str, &str, Option<&str>)] = &[
     ("log", "log_ip", "\"truncated\"", Some("truncated")),
     ("log", "debug", "true", Some("t")),
     ("log", "sentry_dsn", "\"***\"", Some("https://key@sentry.example/1")),
+    ("log", "sentry_environment", "\"staging\"", Some("staging")),
 ];
 
 #[test]
@@ -219,6 +220,7 @@ fn variables_have_the_names_of_the_specification() {
         ("METRICS_TOKEN", "admin", "metrics_token"),
         ("LOG_LEVEL", "log", "log_level"),
         ("SENTRY_DSN", "log", "sentry_dsn"),
+        ("SENTRY_ENVIRONMENT", "log", "sentry_environment"),
     ] {
         let entry = TABLE.iter().find(|entry| (entry.section, entry.key) == (section, key)).expect("a row");
         assert!(entry.environment().contains(&name.to_owned()), "{name}");

@@ -336,7 +336,7 @@ fn absolute_paths(line: &str) -> impl Iterator<Item = &str> {
 #[test]
 fn every_script_can_be_run_and_stops_at_the_first_failure() {
     use std::os::unix::fs::PermissionsExt as _;
-    let scripts: Vec<Source> = tree().into_iter().filter(|source| source.text.starts_with("#!")).collect();
+    let scripts: Vec<Source> = tree().into_iter().filter(|source| source.text.starts_with("#!/")).collect();
     assert!(scripts.len() > 3, "the scripts are elsewhere");
     let mode = |source: &Source| fs::metadata(PathBuf::from(root()).join(&source.path)).unwrap().permissions().mode();
     let wrong = scripts.iter().filter(|source| mode(source) & 0o111 == 0 || !source.text.contains("\nset -eu"));

@@ -35,6 +35,8 @@ struct Route {
     about: &'static str,
 }
 
+/// The port's name in metrics and threads.
+const SERVER: &str = "metrics";
 const HTML: &str = "text/html; charset=utf-8";
 const JSON: &str = "application/json";
 
@@ -67,7 +69,8 @@ impl AdminServer {
     pub fn start(options: AdminOptions, metrics: Arc<Metrics>, health: Arc<Health>) -> Result<Self, AdminError> {
         let AdminOptions { listen, allow_remote, hosts, token, limits } = options;
         let site = Site { token, metrics: Arc::clone(&metrics), health };
-        let guarded = GuardOptions { name: "metrics", listen, allow_remote, hosts, limits };
+        ROUTES.iter().for_each(|route| metrics.http_route(SERVER, route.path));
+        let guarded = GuardOptions { name: SERVER, listen, allow_remote, hosts, limits };
         let server = Guard::start(guarded, Box::new(move |request| site.answer(request)), metrics)?;
         tracing::info!(address = %server.address(), "metrics server listening (/metrics, /health)");
         Ok(Self(server))

@@ -340,6 +340,8 @@ settings! {
         debug: bool = false, PLAIN.flag("debug");
         /// Where panics and errors are reported, a Sentry-compatible address. Empty: nowhere.
         sentry_dsn: Option<Secret> = None, PLAIN.environment("SENTRY_DSN");
+        /// What reports say about where the server runs.
+        sentry_environment: String = "production".to_owned(), PLAIN.environment("SENTRY_ENVIRONMENT");
     }
 }
 

@@ -5,8 +5,7 @@ use crate::metrics::RateLimit;
 use crate::shard::presence::spell;
 use crate::shard::roster::Repeat;
 use crate::shard::session::SessionKey;
-use crate::shard::topics::Spelling;
-use crate::shard::{NoPlace, Shard, created, subchannel_created_text};
+use crate::shard::{NoPlace, Place, Shard, created, subchannel_created_text};
 use crate::store::command::NewChannel;
 use crate::store::{Channel, ChannelType, Command, Event, Name, Refusal};
 use crate::text;
@@ -92,16 +91,16 @@ pub fn join_channel(shard: &mut Shard, key: SessionKey, request: &client::JoinCh
         let (channel_id, message) = (request.channel_id, text.as_bytes());
         shard.reply(key, server::JoinResponse { success: false, channel_id, subchannel_id: None, message });
     };
-    let (channel, spelling) = match shard.channels.place(request.channel_id, request.subchannel_id) {
-        Ok((channel, spelling)) => (channel.clone(), spelling),
+    let place = match shard.channels.place(request.channel_id, request.subchannel_id) {
+        Ok(place) => place,
         Err(NoPlace::Channel) => return refuse(shard, "Channel not found"),
         Err(NoPlace::Subchannel) => return refuse(shard, "Subchannel does not exist"),
     };
-    if !may_enter(shard, key, &channel) {
+    if !may_enter(shard, key, place) {
         return refuse(shard, NOT_A_PARTICIPANT);
     }
-    shard.note_spelling(key, channel.id, spelling);
-    shard.join(key, channel.id, spelling);
+    shard.note_spelling(key, place.id, place.spelling);
+    shard.join(key, place.id, place.spelling);
     let (channel_id, subchannel_id) = (request.channel_id, request.subchannel_id);
     shard.reply(key, server::JoinResponse { success: true, channel_id, subchannel_id, message: b"Joined channel" });
     shard.announce(key, Repeat { channel: true, server: false });
@@ -111,9 +110,11 @@ pub fn join_channel(shard: &mut Shard, key: SessionKey, request: &client::JoinCh
 pub const NOT_A_PARTICIPANT: &str = "Not a participant in this DM";
 
 /// Direct messages are for their participants; nobody else, admins included (BEHAVIOUR.md 4.7).
-pub fn may_enter(shard: &mut Shard, key: SessionKey, channel: &Channel) -> bool {
+pub fn may_enter(shard: &mut Shard, key: SessionKey, place: Place) -> bool {
+    shard.about(place.id);
     let user = shard.clients.session(key).user();
-    channel.participants.as_ref().is_none_or(|participants| {
+    let participants = shard.channels.get(place.id).and_then(|channel| channel.participants.as_ref());
+    participants.is_none_or(|participants| {
         participants.iter().any(|participant| participant.user.is_some() && participant.user == user)
     })
 }
@@ -295,20 +296,10 @@ pub fn refuse_place(shard: &mut Shard, key: SessionKey, no_place: NoPlace) {
 }
 
 /// The place a request names, if the session may see it; otherwise it is answered.
-pub fn enter(
-    shard: &mut Shard,
-    key: SessionKey,
-    channel: ChannelId,
-    subchannel: Option<ChannelId>,
-) -> Option<(Channel, Spelling)> {
+pub fn enter(shard: &mut Shard, key: SessionKey, channel: ChannelId, subchannel: Option<ChannelId>) -> Option<Place> {
     match shard.channels.place(channel, subchannel) {
-        Ok((channel, spelling)) => {
-            let channel = channel.clone();
-            if may_enter(shard, key, &channel) {
-                return Some((channel, spelling));
-            }
-            shard.error(key, ErrorCode::PermissionDenied, NOT_A_PARTICIPANT);
-        }
+        Ok(place) if may_enter(shard, key, place) => return Some(place),
+        Ok(_) => shard.error(key, ErrorCode::PermissionDenied, NOT_A_PARTICIPANT),
         Err(no_place) => refuse_place(shard, key, no_place),
     }
     None

@@ -4,13 +4,12 @@ use bytes::Bytes;
 use tracing::debug;
 
 use super::channels::{NOT_A_PARTICIPANT, may_enter};
-use crate::ids::{ChannelId, UserId};
+use crate::ids::UserId;
 use crate::limits::{LIST_MESSAGES_DEFAULT, LIST_MESSAGES_MAX};
 use crate::metrics::RateLimit;
 use crate::shard::presence::spell;
 use crate::shard::session::{Belief, SessionKey};
-use crate::shard::topics::Spelling;
-use crate::shard::{NoPlace, Shard};
+use crate::shard::{NoPlace, Place, Shard};
 use crate::store::query::Cursor;
 use crate::store::{
     Actor, Answer, Author, ChannelType, Command, Event, FLAG_ADMIN, FLAG_MODERATOR, Message, Query, Refusal,
@@ -23,14 +22,14 @@ use crate::wire::{ErrorCode, client, server};
 /// LIST_MESSAGES: roots of a place, or the descendants of a message.
 pub fn list_messages(shard: &mut Shard, key: SessionKey, request: &client::ListMessages) {
     let request = request.clone();
-    let (channel, spelling) = match shard.channels.place(request.channel_id, request.subchannel_id) {
-        Ok((channel, spelling)) => (channel.clone(), spelling),
+    let place = match shard.channels.place(request.channel_id, request.subchannel_id) {
+        Ok(place) => place,
         Err(_) => return list(shard, key, &request, None, &[]),
     };
-    if !may_enter(shard, key, &channel) {
+    if !may_enter(shard, key, place) {
         return shard.error(key, ErrorCode::PermissionDenied, NOT_A_PARTICIPANT);
     }
-    shard.note_spelling(key, channel.id, spelling);
+    shard.note_spelling(key, place.id, place.spelling);
     let limit = match request.limit {
         0 => LIST_MESSAGES_DEFAULT,
         limit => limit.min(LIST_MESSAGES_MAX),
@@ -41,13 +40,12 @@ pub fn list_messages(shard: &mut Shard, key: SessionKey, request: &client::ListM
         (None, None) => Cursor::None,
     };
     let query = match request.parent_id {
-        None => Query::Roots { channel: channel.id, cursor, limit },
-        Some(parent) => Query::Thread { channel: channel.id, parent, cursor, limit },
+        None => Query::Roots { channel: place.id, cursor, limit },
+        Some(parent) => Query::Thread { channel: place.id, parent, cursor, limit },
     };
-    let is_dm = channel.participants.is_some();
     shard.ask(key, query, move |shard, key, answer| {
         let Answer::Messages(messages) = answer else { return shard.error(key, ErrorCode::Internal, "Internal error") };
-        list(shard, key, &request, Some((channel.id, channel.parent, spelling, is_dm)), &messages);
+        list(shard, key, &request, Some(place), &messages);
     });
 }
 
@@ -56,14 +54,14 @@ fn list(
     shard: &mut Shard,
     key: SessionKey,
     request: &client::ListMessages,
-    place: Option<(ChannelId, Option<ChannelId>, Spelling, bool)>,
+    place: Option<Place>,
     messages: &[Message],
 ) {
-    let is_dm = place.is_some_and(|(.., is_dm)| is_dm);
+    let is_dm = place.is_some_and(|place| place.is_dm);
     let authors: Vec<_> = messages.iter().map(|message| display_author(&message.author, is_dm)).collect();
     let entries = messages.iter().zip(&authors).map(|(message, (author_user_id, author_nickname))| {
         let (channel_id, subchannel_id) =
-            place.map_or((message.channel, None), |(channel, parent, spelling, _)| spell(channel, parent, spelling));
+            place.map_or((message.channel, None), |place| spell(place.id, place.parent, place.spelling));
         records::Message {
             message_id: message.id,
             channel_id,
@@ -147,19 +145,18 @@ pub fn post_message(shard: &mut Shard, key: SessionKey, request: &client::PostMe
     if content.len() > shard.settings.message_bytes_max {
         return too_long(shard, key);
     }
-    let (channel, spelling) = match shard.channels.place(request.channel_id, request.subchannel_id) {
-        Ok((channel, spelling)) => (channel.clone(), spelling),
+    let place = match shard.channels.place(request.channel_id, request.subchannel_id) {
+        Ok(place) => place,
         Err(NoPlace::Channel) => return shard.error(key, ErrorCode::ChannelNotFound, "Channel not found"),
         Err(no_place @ NoPlace::Subchannel) => return super::channels::refuse_place(shard, key, no_place),
     };
-    if !may_enter(shard, key, &channel) {
+    if !may_enter(shard, key, place) {
         return shard.error(key, ErrorCode::PermissionDenied, NOT_A_PARTICIPANT);
     }
-    if channel.channel_type == ChannelType::Chat && request.parent_id.is_some() {
+    if place.channel_type == ChannelType::Chat && request.parent_id.is_some() {
         return shard.error(key, ErrorCode::InvalidInput, "Chat channels do not support threaded replies");
     }
-    let is_dm = channel.participants.is_some();
-    let content = if is_dm { Bytes::copy_from_slice(content) } else { displayable(shard, content) };
+    let content = if place.is_dm { Bytes::copy_from_slice(content) } else { displayable(shard, content) };
     if content.is_empty() {
         return shard.error(key, ErrorCode::InvalidFormat, "Invalid message format");
     }
@@ -167,8 +164,8 @@ pub fn post_message(shard: &mut Shard, key: SessionKey, request: &client::PostMe
         shard.rate_limited(key, RateLimit::Message);
         return shard.error(key, ErrorCode::MessageRateLimit, "Message rate limit exceeded");
     }
-    shard.note_spelling(key, channel.id, spelling);
-    shard.submit_post(key, Command::Post { author, channel: channel.id, parent: request.parent_id, content });
+    shard.note_spelling(key, place.id, place.spelling);
+    shard.submit_post(key, Command::Post { author, channel: place.id, parent: request.parent_id, content });
 }
 
 fn displayable(shard: &Shard, content: &[u8]) -> Bytes {

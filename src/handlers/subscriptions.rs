@@ -19,32 +19,31 @@ fn ok(shard: &mut Shard, key: SessionKey, subscription_type: u8, id: u64, subcha
 
 /// SUBSCRIBE_CHANNEL.
 pub fn subscribe_channel(shard: &mut Shard, key: SessionKey, request: &client::SubscribeChannel) {
-    let (channel, spelling) = match shard.channels.place(request.channel_id, request.subchannel_id) {
-        Ok((channel, spelling)) => (channel.clone(), spelling),
+    let place = match shard.channels.place(request.channel_id, request.subchannel_id) {
+        Ok(place) => place,
         Err(no_place) => return refuse_place(shard, key, no_place),
     };
     let subscribed = shard.clients.session(key).channels();
-    let is_new = !subscribed.contains(&channel.id);
+    let is_new = !subscribed.contains(&place.id);
     let limit = shard.settings.channel_subscriptions_max;
     if is_new && subscribed.len() >= limit {
         let text = format!("Channel subscription limit exceeded (max {limit} per session)");
         return shard.error(key, ErrorCode::ChannelSubscriptionLimit, &text);
     }
-    if !may_enter(shard, key, &channel) {
+    if !may_enter(shard, key, place) {
         return shard.error(key, ErrorCode::PermissionDenied, NOT_A_PARTICIPANT);
     }
-    shard.note_spelling(key, channel.id, spelling);
+    shard.note_spelling(key, place.id, place.spelling);
     if is_new {
-        shard.subscribe_channel(key, channel.id, spelling);
+        shard.subscribe_channel(key, place.id, place.spelling);
     }
     ok(shard, key, CHANNEL, request.channel_id.0, request.subchannel_id);
 }
 
 /// UNSUBSCRIBE_CHANNEL: answered even when nothing was subscribed.
 pub fn unsubscribe_channel(shard: &mut Shard, key: SessionKey, request: &client::UnsubscribeChannel) {
-    if let Ok((channel, _)) = shard.channels.place(request.channel_id, request.subchannel_id) {
-        let channel = channel.id;
-        shard.unsubscribe_channel(key, channel);
+    if let Ok(place) = shard.channels.place(request.channel_id, request.subchannel_id) {
+        shard.unsubscribe_channel(key, place.id);
     }
     ok(shard, key, CHANNEL, request.channel_id.0, request.subchannel_id);
 }
@@ -59,7 +58,7 @@ pub fn subscribe_thread(shard: &mut Shard, key: SessionKey, request: &client::Su
 }
 
 fn follow(shard: &mut Shard, key: SessionKey, thread_id: MessageId, thread: ThreadSubscription) {
-    let Some((channel, _)) = enter(shard, key, thread.channel, None) else { return };
+    let Some(place) = enter(shard, key, thread.channel, None) else { return };
     let followed = shard.clients.session(key).threads();
     let is_new = followed.iter().all(|known| known.root != thread.root);
     let limit = shard.settings.thread_subscriptions_max;
@@ -70,8 +69,8 @@ fn follow(shard: &mut Shard, key: SessionKey, thread_id: MessageId, thread: Thre
     if is_new {
         shard.subscribe_thread(key, thread);
     }
-    let pair = shard.clients.session(key).spelling(channel.id) == Spelling::Pair;
-    ok(shard, key, THREAD, thread_id.0, pair.then_some(channel.id));
+    let pair = shard.clients.session(key).spelling(place.id) == Spelling::Pair;
+    ok(shard, key, THREAD, thread_id.0, pair.then_some(place.id));
 }
 
 /// UNSUBSCRIBE_THREAD: answered even when nothing was subscribed.

@@ -80,9 +80,9 @@ pub fn list_channel_users(shard: &mut Shard, key: SessionKey, request: &client::
     if request.channel_id == ChannelId(0) {
         return shard.error(key, ErrorCode::ChannelNotFound, "Channel not found");
     }
-    let Some((channel, spelling)) = enter(shard, key, request.channel_id, request.subchannel_id) else { return };
-    shard.note_spelling(key, channel.id, spelling);
-    let here = |(_, person): &(SessionId, &Person)| person.joined == Some(channel.id);
+    let Some(place) = enter(shard, key, request.channel_id, request.subchannel_id) else { return };
+    shard.note_spelling(key, place.id, place.spelling);
+    let here = |(_, person): &(SessionId, &Person)| person.joined == Some(place.id);
     let mut people: Vec<(SessionId, Person)> =
         shard.roster.people().filter(here).map(|(session, person)| (session, person.clone())).collect();
     people.sort_by(|(a, left), (b, right)| left.nickname.cmp(&right.nickname).then(a.cmp(b)));
@@ -118,8 +118,8 @@ pub fn get_unread_counts(shard: &mut Shard, key: SessionKey, request: &client::G
     let mut targets = Vec::with_capacity(asked.len());
     for target in &asked {
         let place = shard.channels.place(target.channel_id, target.subchannel_id).ok();
-        let channel = place.map(|(channel, _)| channel.clone()).filter(|channel| may_enter(shard, key, channel));
-        targets.push(UnreadTarget { channel: channel.map(|channel| channel.id), thread: target.thread_id });
+        let channel = place.filter(|place| may_enter(shard, key, *place)).map(|place| place.id);
+        targets.push(UnreadTarget { channel, thread: target.thread_id });
     }
     let user = shard.clients.session(key).user();
     let since = request.since_timestamp.map(|since| read_mark(since, shard.now.wall));
@@ -144,8 +144,8 @@ pub fn get_unread_counts(shard: &mut Shard, key: SessionKey, request: &client::G
 /// UPDATE_READ_STATE: no answer on success; visitors are ignored.
 pub fn update_read_state(shard: &mut Shard, key: SessionKey, request: &client::UpdateReadState) {
     let Some(user) = shard.clients.session(key).user() else { return };
-    let Ok((channel, _)) = shard.channels.place(request.channel_id, request.subchannel_id) else { return };
-    let (channel, at) = (channel.id, read_mark(request.timestamp, shard.now.wall));
+    let Ok(place) = shard.channels.place(request.channel_id, request.subchannel_id) else { return };
+    let (channel, at) = (place.id, read_mark(request.timestamp, shard.now.wall));
     shard.submit(key, Command::UpdateReadState { user, channel, at }, |shard, key, result| {
         if matches!(result, Err(Refusal::Database)) {
             shard.error(key, ErrorCode::Database, "Failed to update read state");

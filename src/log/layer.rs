@@ -11,6 +11,7 @@ use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
 use super::Shared;
+use super::context;
 use super::record::{Fields, Record};
 use crate::clock;
 
@@ -47,14 +48,17 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for LogLayer {
         }
     }
 
-    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+    fn on_event(&self, event: &Event<'_>, scope: Context<'_, S>) {
         let metadata = event.metadata();
         let mut fields = Fields::new();
         event.record(&mut fields);
-        for span in context.event_scope(event).into_iter().flatten() {
+        for span in scope.event_scope(event).into_iter().flatten() {
             if let Some(outer) = span.extensions().get::<Fields>() {
                 fields.inherit(outer);
             }
+        }
+        if let Some(outer) = context::fields() {
+            fields.inherit(&outer);
         }
         let record = Record {
             time: clock::now(),

@@ -11,14 +11,16 @@
 //! |---|---|
 //! | `level.rs` | which events are logged, and moving that at run time |
 //! | `layer.rs`, `record.rs` | an event with its fields and those of its spans |
+//! | `context.rs` | whose request a thread is working on |
 //! | `format.rs`, `journal.rs` | a record as text, JSON, journal entry |
 //! | `queue.rs`, `writer.rs` | the bounded way to the thread that writes |
 //! | `files.rs` | the three files and standard output |
 //! | `peer.rs` | client addresses, shortened as configured |
 //!
-//! Fields named `session`, `request`, `user`, `channel` and `remote`, of an event or of a span around it, say whose event
-//! it is and appear in every format under these names.
+//! Fields named `session`, `request`, `user`, `channel` and `remote`, of an event, of a span around it or of the thread's
+//! [`Context`], say whose event it is and appear in every format under these names.
 
+mod context;
 mod files;
 mod format;
 mod journal;
@@ -39,9 +41,11 @@ use std::{fmt, io};
 use tracing::{Level, Subscriber};
 use tracing_subscriber::layer::SubscriberExt;
 
+pub use context::{Context, Entered, about_channel, enter};
 pub use format::Format;
 pub use level::Levels;
-pub use peer::{LogIp, peer, peer_addr};
+pub use peer::{LogIp, peer, peer_addr, without_addresses};
+pub use record::{CONTEXT, Fields, Record, Value};
 
 use crate::clock;
 use files::Console;
@@ -49,7 +53,6 @@ use journal::Journal;
 use layer::LogLayer;
 use level::Filter;
 use queue::{Inbox, Line, Queue};
-use record::{Fields, Record, Value};
 use writer::{Destination, Notice};
 
 /// The target of security events: failed logins, bans, admin actions, refused tokens.
@@ -78,7 +81,12 @@ pub struct LogOptions {
     pub journal: Option<PathBuf>,
     /// The environment's `JOURNAL_STREAM`: with the journal in use, standard output is left alone where it leads there.
     pub journal_stream: Option<String>,
+    /// Who else hears of every event that the levels choose.
+    pub tap: Option<Tap>,
 }
+
+/// Hears of an event on the thread that caused it, before any sink does. Must not wait, nor log.
+pub type Tap = Box<dyn Fn(&Record) + Send + Sync>;
 
 impl LogOptions {
     /// The defaults: INFO as text into files, to standard output, and into the journal where there is one.
@@ -93,6 +101,7 @@ impl LogOptions {
             stdout: io::stdout().as_fd().try_clone_to_owned().map(File::from).ok(),
             journal: Some(PathBuf::from(JOURNAL_SOCKET)),
             journal_stream: None,
+            tap: None,
         }
     }
 }
@@ -190,10 +199,10 @@ pub fn dropped(sink: Sink) -> u64 {
 ///
 /// # Errors
 /// When no thread could be started.
-pub fn build(options: LogOptions) -> Result<(impl Subscriber + Send + Sync, Logging), LogError> {
+pub fn build(mut options: LogOptions) -> Result<(impl Subscriber + Send + Sync, Logging), LogError> {
     let (destinations, trouble) = open_sinks(&options);
     let filter = Filter::new(options.levels, options.debug);
-    let mut shared = Shared { filter, format: options.format, queues: [None, None, None] };
+    let mut shared = Shared { filter, format: options.format, tap: options.tap.take(), queues: [None, None, None] };
     for (sink, destinations) in destinations {
         let (queue, inbox) = queue::queue();
         start(sink, options.format, inbox, destinations).map_err(LogError::Thread)?;
@@ -268,6 +277,7 @@ fn warning(fields: Fields) -> Record {
 struct Shared {
     filter: Filter,
     format: Format,
+    tap: Option<Tap>,
     /// By number of the sink.
     queues: [Option<Queue>; Sink::ALL.len()],
 }
@@ -275,6 +285,9 @@ struct Shared {
 impl Shared {
     /// Hands the record to every sink that wants it and returns at once. Files and standard output share the line.
     fn emit(&self, record: &Record, chosen: bool) {
+        if chosen && let Some(tap) = &self.tap {
+            tap(record);
+        }
         let [file, stdout, journal] = &self.queues;
         let stdout = stdout.as_ref().filter(|_| chosen);
         if file.is_some() || stdout.is_some() {

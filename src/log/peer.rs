@@ -78,6 +78,20 @@ fn reduced(ip: IpAddr, log_ip: LogIp) -> IpAddr {
     }
 }
 
+/// `text` with every address that stands in it as a word cut to its network, for what leaves the machine.
+pub fn without_addresses(text: &str) -> String {
+    let between = |c: char| c.is_whitespace() || "=,;\"'()<>".contains(c);
+    let shorten = |piece: &str| {
+        let word = piece.trim_end_matches(between);
+        let cut = word
+            .parse()
+            .map(|ip| reduced(ip, LogIp::Truncated).to_string())
+            .or_else(|_| word.parse().map(|address| shown_addr(address, LogIp::Truncated).to_string()));
+        cut.map_or_else(|_| piece.to_owned(), |cut| cut + &piece[word.len()..])
+    };
+    text.split_inclusive(between).map(shorten).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,6 +110,19 @@ mod tests {
         check("2001:db8:1:2::3", "full", "2001:db8:1:2::3", "[2001:db8:1:2::3]:5000");
         check("2001:db8:1:2::3", "truncated", "2001:db8:1::", "[2001:db8:1::]:5000");
         check("::ffff:192.0.2.77", "truncated", "192.0.2.0", "192.0.2.0:5000");
+    }
+
+    #[test]
+    fn addresses_in_a_text_are_cut_and_nothing_else_is() {
+        for (text, left) in [
+            ("Connection from 192.0.2.77:5000", "Connection from 192.0.2.0:5000"),
+            ("remote=[2001:db8:1:2::3]:99, 192.0.2.77", "remote=[2001:db8:1::]:99, 192.0.2.0"),
+            ("::ffff:192.0.2.77 left", "192.0.2.0 left"),
+            ("superchat::net at 14:30:15.5 v1.2.3", "superchat::net at 14:30:15.5 v1.2.3"),
+            ("", ""),
+        ] {
+            assert_eq!(without_addresses(text), left);
+        }
     }
 
     #[test]

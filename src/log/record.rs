@@ -17,19 +17,22 @@ const EVENT_TEXT_BYTES_MAX: usize = 8 * 1024;
 const CUT: char = '…';
 
 /// The fields that say whose event it is, in the order in which every format shows them.
-pub(super) const CONTEXT: [&str; 5] = ["session", "request", "user", "channel", "remote"];
+pub const CONTEXT: [&str; 5] = ["session", "request", "user", "channel", "remote"];
 
-pub(super) struct Record {
-    pub(super) time: Timestamp,
-    pub(super) level: Level,
-    pub(super) target: &'static str,
-    pub(super) file: Option<&'static str>,
-    pub(super) line: Option<u32>,
-    pub(super) fields: Fields,
+/// One event.
+#[derive(Debug)]
+pub struct Record {
+    pub time: Timestamp,
+    pub level: Level,
+    pub target: &'static str,
+    pub file: Option<&'static str>,
+    pub line: Option<u32>,
+    pub fields: Fields,
 }
 
+/// What a field holds.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Value {
+pub enum Value {
     Text(String),
     Unsigned(u64),
     Signed(i64),
@@ -51,8 +54,8 @@ impl fmt::Display for Value {
 
 /// Message and named values of an event, or the values of a span.
 #[derive(Debug)]
-pub(super) struct Fields {
-    pub(super) message: String,
+pub struct Fields {
+    pub message: String,
     named: Vec<(&'static str, Value)>,
     /// Bytes of text that may still be taken in.
     room: usize,
@@ -72,7 +75,7 @@ impl Fields {
     }
 
     /// Context first, then the others in the order of the event.
-    pub(super) fn ordered(&self) -> impl Iterator<Item = (&'static str, &Value)> {
+    pub fn ordered(&self) -> impl Iterator<Item = (&'static str, &Value)> {
         let others = self.named.iter().filter(|(name, _)| !CONTEXT.contains(name)).map(|(name, value)| (*name, value));
         CONTEXT.into_iter().filter_map(|name| Some((name, self.get(name)?))).chain(others)
     }

@@ -41,6 +41,28 @@ impl Counter {
     }
 }
 
+/// A number that is not known before somebody says it.
+#[derive(Debug)]
+pub(super) struct Level(AtomicU64);
+
+impl Default for Level {
+    fn default() -> Self {
+        Self(AtomicU64::new(Self::UNKNOWN))
+    }
+}
+
+impl Level {
+    const UNKNOWN: u64 = u64::MAX;
+
+    pub(super) fn set(&self, value: u64) {
+        self.0.store(value, Relaxed);
+    }
+
+    pub(super) fn get(&self) -> Option<u64> {
+        Some(self.0.load(Relaxed)).filter(|value| *value != Self::UNKNOWN)
+    }
+}
+
 /// `n` counters at zero.
 pub(super) fn counters(n: usize) -> Box<[Counter]> {
     std::iter::repeat_with(Counter::default).take(n).collect()

@@ -15,12 +15,13 @@ mod topics;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
-use cells::{BATCH, Counter, Histogram, LATENCY, PerLabel, Snapshot};
+use cells::{BATCH, Counter, Histogram, LATENCY, Level, PerLabel, Snapshot};
 use sheet::Sheet;
+use tokio::runtime::RuntimeMetrics;
 
-pub use process::ProcessStats;
+pub use process::{ProcessStats, free_disk_bytes};
 pub use shard::{FanoutTally, ShardMetrics};
 pub use sheet::Exposition;
 pub use table::{
@@ -84,6 +85,8 @@ pub struct Metrics {
     rate_limits: PerLabel<RateLimit>,
     auth: Box<[PerLabel<AuthResult>]>,
     panics: Counter,
+    channels: Level,
+    runtimes: Box<[OnceLock<RuntimeMetrics>]>,
     http: RwLock<BTreeMap<HttpKey, Histogram>>,
     providers: RwLock<Vec<Provider>>,
     announced: Box<[AtomicBool]>,
@@ -106,6 +109,8 @@ impl Metrics {
             rate_limits: PerLabel::new(),
             auth: AuthMethod::ALL.iter().map(|_| PerLabel::new()).collect(),
             panics: Counter::default(),
+            channels: Level::default(),
+            runtimes: (0..options.shards).map(|_| OnceLock::new()).collect(),
             http: RwLock::default(),
             providers: RwLock::default(),
             announced: Metric::ALL.iter().map(|_| AtomicBool::new(false)).collect(),
@@ -206,6 +211,32 @@ impl Metrics {
         self.panics.add(1);
     }
 
+    /// So many public channels exist, subchannels included.
+    pub fn set_channels(&self, count: u64) {
+        self.channels.set(count);
+    }
+
+    /// Public channels that exist; 0 before anybody counted them.
+    pub fn channels(&self) -> u64 {
+        self.channels.get().unwrap_or(0)
+    }
+
+    /// A shard runs on this runtime from now on, for good.
+    pub fn watch_runtime(&self, shard: usize, runtime: RuntimeMetrics) {
+        if let Some(slot) = self.runtimes.get(shard) {
+            slot.get_or_init(|| runtime);
+            self.announce(&[Metric::TokioAliveTasks, Metric::TokioWorkerBusy]);
+        }
+    }
+
+    /// An HTTP port serves this path: its series begin at zero.
+    pub fn http_route(&self, server: &'static str, path: &'static str) {
+        const OK: u16 = 200;
+        let mut http = self.http.write().unwrap_or_else(PoisonError::into_inner);
+        http.entry((server, path, OK)).or_insert_with(|| Histogram::new(&LATENCY));
+        self.announce(&[Metric::HttpRequests, Metric::HttpDuration]);
+    }
+
     /// An HTTP port answered. `server` and `path` come from fixed tables: a path nobody serves is `other`.
     pub fn http_request(&self, server: &'static str, path: &'static str, status: u16, micros: u64) {
         observe_by_key(&self.http, (server, path, status), micros);
@@ -253,6 +284,8 @@ impl Metrics {
         self.store.collect(sheet);
         self.collect_doors(sheet);
         self.collect_http(sheet);
+        self.collect_runtimes(sheet);
+        collect_level(sheet, Metric::Channels, &self.channels);
         self.collect_process(sheet);
         for provider in self.providers.read().unwrap_or_else(PoisonError::into_inner).iter() {
             provider.collect(sheet, now_ms);
@@ -281,6 +314,17 @@ impl Metrics {
         }
     }
 
+    fn collect_runtimes(&self, sheet: &mut Sheet) {
+        for (shard, runtime) in self.runtimes.iter().enumerate() {
+            let Some(runtime) = runtime.get() else { continue };
+            let shard = shard.to_string();
+            // A shard's runtime has one worker: the shard's own thread.
+            let busy = runtime.worker_total_busy_duration(0);
+            sheet.sample(Metric::TokioAliveTasks, &[&shard], runtime.num_alive_tasks() as f64);
+            sheet.sample(Metric::TokioWorkerBusy, &[&shard], busy.as_secs_f64());
+        }
+    }
+
     fn collect_process(&self, sheet: &mut Sheet) {
         let BuildInfo { version, commit, rustc } = self.options.build;
         sheet.sample(Metric::BuildInfo, &[version, commit, rustc], 1.0);
@@ -290,6 +334,13 @@ impl Metrics {
         if self.options.jemalloc {
             process::collect_jemalloc(sheet);
         }
+    }
+}
+
+/// What is known is shown, were it zero.
+fn collect_level(sheet: &mut Sheet, metric: Metric, level: &Level) {
+    if let Some(value) = level.get() {
+        sheet.known(metric, value as f64);
     }
 }
 
@@ -313,6 +364,10 @@ fn observe_by_key<K: Ord + Copy>(cells: &RwLock<BTreeMap<K, Histogram>>, key: K,
 pub struct StoreMetrics {
     commits: Histogram,
     batches: Histogram,
+    database_bytes: Level,
+    wal_bytes: Level,
+    messages: Level,
+    users: Level,
     queries: RwLock<BTreeMap<&'static str, Histogram>>,
     errors: PerLabel<DbError>,
 }
@@ -322,6 +377,10 @@ impl StoreMetrics {
         Self {
             commits: Histogram::new(&LATENCY),
             batches: Histogram::new(&BATCH),
+            database_bytes: Level::default(),
+            wal_bytes: Level::default(),
+            messages: Level::default(),
+            users: Level::default(),
             queries: RwLock::default(),
             errors: PerLabel::new(),
         }
@@ -331,6 +390,18 @@ impl StoreMetrics {
     pub fn commit(&self, micros: u64, commands: u64) {
         self.commits.observe(micros);
         self.batches.observe(commands);
+    }
+
+    /// The database file and its write-ahead log have that many bytes.
+    pub fn sizes(&self, database: u64, wal: u64) {
+        self.database_bytes.set(database);
+        self.wal_bytes.set(wal);
+    }
+
+    /// So much is stored.
+    pub fn rows(&self, messages: u64, users: u64) {
+        self.messages.set(messages);
+        self.users.set(users);
     }
 
     /// A read took that many microseconds. `query` is a name from the code, never a value.
@@ -346,6 +417,10 @@ impl StoreMetrics {
     fn collect(&self, sheet: &mut Sheet) {
         sheet.histogram(Metric::DbCommit, &[], &Snapshot::of(&self.commits));
         sheet.histogram(Metric::DbBatchSize, &[], &Snapshot::of(&self.batches));
+        collect_level(sheet, Metric::DbSize, &self.database_bytes);
+        collect_level(sheet, Metric::DbWal, &self.wal_bytes);
+        collect_level(sheet, Metric::StoredMessages, &self.messages);
+        collect_level(sheet, Metric::RegisteredUsers, &self.users);
         for (query, histogram) in self.queries.read().unwrap_or_else(PoisonError::into_inner).iter() {
             sheet.histogram(Metric::DbQuery, &[query], &Snapshot::of(histogram));
         }

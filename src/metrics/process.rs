@@ -3,7 +3,11 @@
 //! The `prometheus` crate's own collector reports CPU in whole seconds and needs files that a hardened unit hides
 //! (`ProcSubset=pid`); these do not.
 
+use std::ffi::CString;
 use std::fs;
+use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use tikv_jemalloc_ctl::{epoch, stats};
 
@@ -91,6 +95,16 @@ fn open_fds() -> Option<u64> {
     known.or_else(|| Some(fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1) as u64))
 }
 
+/// Bytes that may still be written to the file system on which `path` lies, as far as the system says.
+pub fn free_disk_bytes(path: &Path) -> Option<u64> {
+    let path = CString::new(path.as_os_str().as_bytes()).ok()?;
+    let mut found = MaybeUninit::<libc::statvfs>::uninit();
+    #[expect(unsafe_code, reason = "statvfs reads a path that ends with zero and fills the struct it is given")]
+    // SAFETY: both pointers are valid for the call, and the struct is read only when the call has filled it.
+    let found = unsafe { (libc::statvfs(path.as_ptr(), found.as_mut_ptr()) == 0).then(|| found.assume_init()) }?;
+    Some(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
 /// What [`collect_jemalloc`] writes.
 pub(super) const JEMALLOC_METRICS: &[Metric] =
     &[Metric::JemallocAllocated, Metric::JemallocActive, Metric::JemallocResident, Metric::JemallocRetained];
@@ -127,6 +141,12 @@ mod tests {
             Some(1024)
         );
         assert_eq!(soft_limit("Max open files            unlimited            unlimited", "Max open files"), None);
+    }
+
+    #[test]
+    fn the_disk_has_room_and_no_place_has_none() {
+        assert!(free_disk_bytes(Path::new("/proc/..")).is_some());
+        assert_eq!(free_disk_bytes(Path::new("/proc/nowhere")), None);
     }
 
     #[test]

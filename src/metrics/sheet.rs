@@ -53,6 +53,12 @@ impl Sheet {
         self.push(metric, series, value != 0.0);
     }
 
+    /// Adds a gauge without labels that is shown whatever it is.
+    pub(super) fn known(&mut self, metric: Metric, value: f64) {
+        self.sample(metric, &[], value);
+        self.moved[metric as usize] = true;
+    }
+
     /// Adds a histogram.
     pub(super) fn histogram(&mut self, metric: Metric, labels: &[&str], snapshot: &Snapshot) {
         let mut histogram = Histogram::default();

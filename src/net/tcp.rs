@@ -55,6 +55,7 @@ pub fn now() -> Now {
 pub fn run(parts: Parts, health: &Arc<Health>) -> io::Result<()> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build_local(Default::default())?;
+    parts.metrics.watch_runtime(parts.id, runtime.metrics());
     let core = Rc::new(Core {
         bus: Arc::clone(&parts.bus),
         id: parts.id,
@@ -293,7 +294,8 @@ impl Core {
         let mut shard = self.shard.borrow_mut();
         if catch_unwind(AssertUnwindSafe(|| run(&mut shard))).is_err() {
             shard.metrics.global().panicked();
-            error!(shard = self.id, "a handler panicked, its session ends");
+            let session = shard.clients.get(key).map(|session| session.id.0);
+            error!(shard = self.id, session, "a handler panicked, its session ends");
             shard.close(key, CloseReason::Panic);
         }
     }

@@ -6,12 +6,31 @@ use foldhash::fast::RandomState;
 
 use super::topics::Spelling;
 use crate::ids::ChannelId;
-use crate::store::Channel;
+use crate::store::{Channel, ChannelType};
 
 /// All channels, subchannels and direct-message channels.
 #[derive(Debug, Default)]
 pub struct Channels {
     by_id: HashMap<ChannelId, Channel, RandomState>,
+}
+
+/// A place that a request named, as far as handlers keep it while they go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    pub id: ChannelId,
+    /// Set for a subchannel.
+    pub parent: Option<ChannelId>,
+    pub channel_type: ChannelType,
+    pub is_dm: bool,
+    /// How the request named it.
+    pub spelling: Spelling,
+}
+
+impl Place {
+    fn new(channel: &Channel, spelling: Spelling) -> Self {
+        let (is_dm, channel_type) = (channel.participants.is_some(), channel.channel_type);
+        Self { id: channel.id, parent: channel.parent, channel_type, is_dm, spelling }
+    }
 }
 
 /// Ids that name no place (BEHAVIOUR.md 2.11).
@@ -45,11 +64,11 @@ impl Channels {
     ///
     /// # Errors
     /// [`NoPlace`] when the channel does not exist, or the subchannel is not one of it.
-    pub fn place(&self, channel: ChannelId, subchannel: Option<ChannelId>) -> Result<(&Channel, Spelling), NoPlace> {
+    pub fn place(&self, channel: ChannelId, subchannel: Option<ChannelId>) -> Result<Place, NoPlace> {
         let outer = self.get(channel).ok_or(NoPlace::Channel)?;
-        let Some(subchannel) = subchannel else { return Ok((outer, Spelling::Own)) };
+        let Some(subchannel) = subchannel else { return Ok(Place::new(outer, Spelling::Own)) };
         let inner = self.get(subchannel).filter(|inner| inner.parent == Some(channel));
-        inner.map(|inner| (inner, Spelling::Pair)).ok_or(NoPlace::Subchannel)
+        inner.map(|inner| Place::new(inner, Spelling::Pair)).ok_or(NoPlace::Subchannel)
     }
 
     /// Public channels that are no subchannels, in no order.
@@ -60,6 +79,12 @@ impl Channels {
     /// Subchannels of a channel, in no order.
     pub fn subchannels(&self, parent: ChannelId) -> impl Iterator<Item = &Channel> {
         self.by_id.values().filter(move |channel| channel.parent == Some(parent))
+    }
+
+    /// How many are open to everybody, subchannels included.
+    #[must_use]
+    pub fn public_count(&self) -> usize {
+        self.by_id.values().filter(|channel| channel.participants.is_none()).count()
     }
 
     #[must_use]

@@ -6,11 +6,12 @@ use std::collections::HashMap;
 
 use foldhash::fast::RandomState;
 
+use super::clients::Held;
 use super::outbox::{Broadcast, Class, Encoder, Segment};
 use super::roster::{Person, Repeat};
 use super::session::{PresenceGate, SessionKey};
 use super::topics::{Listener, Spelling};
-use super::{Clients, Held, Shard};
+use super::{Clients, Shard};
 use crate::ids::{ChannelId, SessionId};
 use crate::wire::server::{ChannelPresence, ServerPresence};
 

@@ -29,6 +29,7 @@ impl Shard {
             }
             Event::ChannelCreated(channel) => {
                 self.channels.insert(channel.clone());
+                self.count_channels();
                 self.publish_channel(channel, author);
             }
             Event::ChannelChanged(channel) => self.channels.insert(channel.clone()),
@@ -116,6 +117,7 @@ impl Shard {
     /// Forgets a channel and every mark that sessions of this shard hold of it (D-73).
     fn drop_channel(&mut self, channel: ChannelId) {
         self.channels.remove(channel);
+        self.count_channels();
         self.metrics.global().channel_deleted(channel.0);
         let subscribed: Vec<_> = self.topics.channel(channel).iter().map(|listener| listener.key).collect();
         for key in subscribed {
@@ -131,6 +133,13 @@ impl Shard {
                 self.leave(key);
                 self.announce(key, Repeat::default());
             }
+        }
+    }
+
+    /// All shards know the same channels, so one of them tells how many there are.
+    pub(super) fn count_channels(&self) {
+        if self.id == 0 {
+            self.metrics.global().set_channels(self.channels.public_count() as u64);
         }
     }
 

@@ -2,9 +2,13 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
 use foldhash::fast::RandomState;
+
+use super::ChatSettings;
+use crate::ids::{SessionId, UserId};
 
 /// Requests of one session: refilled at `rate` a second, bursts of twice that.
 #[derive(Debug, Clone, Copy, Default)]
@@ -86,6 +90,40 @@ impl Count {
             self.current += 1;
         }
         fits
+    }
+}
+
+/// Rates that count across shards.
+#[derive(Debug)]
+pub struct Rates {
+    pub messages_by_user: SlidingWindow<UserId>,
+    pub messages_by_session: SlidingWindow<SessionId>,
+    pub messages_by_address: SlidingWindow<IpAddr>,
+    pub channels_by_user: SlidingWindow<UserId>,
+    pub auth_by_address: SlidingWindow<IpAddr>,
+    pub auth_by_account: SlidingWindow<Box<[u8]>>,
+}
+
+impl Rates {
+    const MINUTE_MS: u64 = 60_000;
+    const HOUR_MS: u64 = 60 * Self::MINUTE_MS;
+
+    #[must_use]
+    pub fn new(settings: &ChatSettings) -> Self {
+        // A visitor who comes back on a new connection goes on counting for the address, which the connection limit
+        // allows as many sessions.
+        let sessions = u32::from(settings.announced.max_connections_per_ip.max(1));
+        Self {
+            messages_by_user: SlidingWindow::new(settings.messages_per_minute, Self::MINUTE_MS),
+            messages_by_session: SlidingWindow::new(settings.messages_per_minute, Self::MINUTE_MS),
+            messages_by_address: SlidingWindow::new(
+                settings.messages_per_minute.map(|limit| limit.saturating_mul(sessions)),
+                Self::MINUTE_MS,
+            ),
+            channels_by_user: SlidingWindow::new(settings.channels_per_hour, Self::HOUR_MS),
+            auth_by_address: SlidingWindow::new(settings.auth_attempts_per_minute, Self::MINUTE_MS),
+            auth_by_account: SlidingWindow::new(settings.auth_attempts_per_minute, Self::MINUTE_MS),
+        }
     }
 }
 

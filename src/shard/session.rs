@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use super::outbox::{Class, Outbox};
 use super::rate::TokenBucket;
+use super::request::Request;
 use super::topics::Spelling;
 use super::{Continuation, Person};
 use crate::ids::{ChannelId, MessageId, SessionId, UserId};
@@ -86,8 +87,8 @@ pub struct Posts(VecDeque<Post>);
 
 #[derive(Debug)]
 enum Post {
-    /// On its way to the writer; read at this time, in monotonic microseconds.
-    UnderWay { read_at: u64 },
+    /// On its way to the writer.
+    UnderWay(Request),
     /// Refused before it could get there.
     Refused(RefusedPost),
 }
@@ -111,18 +112,18 @@ impl Posts {
         self.0.len()
     }
 
-    pub fn submitted(&mut self, read_at: u64) {
-        self.0.push_back(Post::UnderWay { read_at });
+    pub fn submitted(&mut self, request: Request) {
+        self.0.push_back(Post::UnderWay(request));
     }
 
     pub fn refuse(&mut self, code: ErrorCode, text: &str) {
         self.0.push_back(Post::Refused(RefusedPost { code, text: text.into() }));
     }
 
-    /// The oldest post came back from the writer; says when it was read.
-    pub fn came_back(&mut self) -> Option<u64> {
+    /// The oldest post came back from the writer.
+    pub fn came_back(&mut self) -> Option<Request> {
         match self.0.pop_front() {
-            Some(Post::UnderWay { read_at }) => Some(read_at),
+            Some(Post::UnderWay(request)) => Some(request),
             _ => None,
         }
     }
@@ -144,13 +145,6 @@ impl Posts {
 pub struct Waiting {
     pub next: Continuation,
     pub request: Request,
-}
-
-/// A request being handled: what it is, and when it was read in monotonic microseconds.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Request {
-    pub code: u8,
-    pub read_at: u64,
 }
 
 impl std::fmt::Debug for Waiting {

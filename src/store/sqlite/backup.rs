@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
@@ -116,6 +117,14 @@ fn remove_old(database: &Path, newest: &Path) {
             Err(error) => tracing::warn!(path = %path.display(), %error, "cannot remove an old automatic backup"),
         }
     }
+}
+
+/// When the newest automatic backup of `database` was finished, in milliseconds since 1970; `None` without any.
+#[must_use]
+pub fn last_success_ms(database: &Path) -> Option<i64> {
+    let finished = |path: &PathBuf| fs::metadata(path).ok()?.modified().ok();
+    let newest = automatic_backups(database).ok()?.iter().filter_map(|(_, path)| finished(path)).max()?;
+    i64::try_from(newest.duration_since(UNIX_EPOCH).ok()?.as_millis()).ok()
 }
 
 fn automatic_backups(database: &Path) -> io::Result<Vec<(Age, PathBuf)>> {

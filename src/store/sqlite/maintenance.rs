@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, params};
 
+use super::fault::Fault;
 use super::lock::beside;
 use super::open::{OpenError, Origin};
 use super::queue::Queue;
@@ -21,6 +22,9 @@ use super::{Clock, Observe, Retention};
 
 /// How often sizes are looked at.
 const TICK: Duration = Duration::from_secs(1);
+
+/// Counting takes at most this share of the time: a small file is counted every second, a large one now and then.
+const CENSUS_SHARE: u32 = 100;
 
 /// A log this large is worth a checkpoint.
 const WAL_BYTES_CHECKPOINT: u64 = 4 << 20;
@@ -59,6 +63,15 @@ enum Chore {
     Prune,
 }
 
+/// The last count of rows.
+#[derive(Debug, Default)]
+struct Census {
+    /// What the file said its version was; another one means that somebody wrote.
+    version: Option<i64>,
+    /// Not before this moment again.
+    due: Duration,
+}
+
 /// Whether old messages go (BEHAVIOUR.md 8.3, point 11).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cleaning {
@@ -85,13 +98,14 @@ impl Maintenance {
         let cleaning = cleaning(self.retention.enforce, self.origin);
         let interval = self.retention.interval.max(TICK);
         let mut chores = VecDeque::from(round(cleaning, true));
-        let mut looked_at = None;
+        let (mut looked_at, mut census) = (None, Census::default());
         let mut round_at = self.clock.monotonic();
         while !self.is_stopped(if chores.is_empty() { TICK } else { Duration::ZERO }) {
             let now = self.clock.monotonic();
             if looked_at.is_none_or(|at| now.saturating_sub(at) >= TICK) {
                 looked_at = Some(now);
                 self.look_after_sizes();
+                self.count_rows(now, &mut census);
             }
             if chores.is_empty() && now.saturating_sub(round_at) >= interval {
                 round_at = now;
@@ -120,6 +134,29 @@ impl Maintenance {
         if let Err(error) = self.conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
             tracing::warn!(%error, "cannot bring the log into the database");
         }
+    }
+
+    /// Counts what a scrape shows. Counting a table reads its smallest index only, and holds up nobody.
+    fn count_rows(&self, now: Duration, census: &mut Census) {
+        if now < census.due {
+            return;
+        }
+        if let Err(error) = self.count_if_written(census) {
+            self.observe.storage_error(Fault::of(&error));
+        }
+        let ended = self.clock.monotonic();
+        census.due = ended + ended.saturating_sub(now) * CENSUS_SHARE;
+    }
+
+    fn count_if_written(&self, census: &mut Census) -> rusqlite::Result<()> {
+        // Read before counting: what is written meanwhile is counted the next time.
+        let version = row::first(&self.conn, "PRAGMA data_version", [], |row| row::number(row, 0))?;
+        if version != census.version {
+            let count = |sql| self.conn.query_row(sql, [], |row| row.get(0)).map(i64::unsigned_abs);
+            self.observe.rows(count("SELECT count(*) FROM Message")?, count("SELECT count(*) FROM User")?);
+            census.version = version;
+        }
+        Ok(())
     }
 
     /// One batch of a chore; what is left to do of it.

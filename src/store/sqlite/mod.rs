@@ -72,6 +72,10 @@ pub trait Observe: Send + Sync {
     fn storage_error(&self, fault: Fault) {
         let _ = fault;
     }
+    /// How many messages and accounts the file holds, from time to time.
+    fn rows(&self, messages: u64, users: u64) {
+        let _ = (messages, users);
+    }
     /// Bytes of the database file and of its write-ahead log, once a second.
     fn sizes(&self, database: u64, wal: u64) {
         let _ = (database, wal);

@@ -1,0 +1,314 @@
+//! The server: builds all parts, starts them in order, stops them in reverse.
+//!
+//! `settings` says what each part needs of the configuration; `store` opens the database; `gauges` gives metrics and
+//! health the numbers that no part pushes; `signals` is what the main thread does while all others work.
+
+mod gauges;
+mod settings;
+mod signals;
+mod store;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
+
+use thiserror::Error;
+use tracing::{error, info, warn};
+
+use crate::admin::health::Health;
+use crate::admin::{AdminError, AdminOptions, AdminServer, BearerToken};
+use crate::clock;
+use crate::config::{self, Environment, Loaded, Settings};
+use crate::errors::{self, Tracker};
+use crate::log::{self, LogOptions, Logging, Tap};
+use crate::metrics::Metrics;
+use crate::net::acceptor::{Acceptor, AcceptorParts, listen};
+use crate::net::{Gate, backlog, tcp};
+use crate::passwords::{DeliverHash, Passwords, Pool};
+use crate::shard::{Bus, Parts, Rates, ShardEvent};
+use crate::store::sqlite;
+use crate::store::sqlite::lock::{DatabaseLock, LockError};
+use crate::store::sqlite::open::OpenError;
+use crate::store::{Channel, Store};
+use crate::supervise;
+use gauges::{provide, start_metrics};
+use settings::{chat_settings, errors_options, log_options};
+use signals::{Signals, watch};
+use store::start_store;
+
+/// How long each phase of stopping may take. Together they stay well under systemd's 90 s.
+const CLIENTS_DEADLINE: Duration = Duration::from_secs(10);
+const STORE_DEADLINE: Duration = Duration::from_secs(30);
+const ERRORS_DEADLINE: Duration = Duration::from_secs(2);
+const LOG_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Why the server did not start, or had to end: one line that says what to do.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    #[error("cannot listen on {address}: {source}; free the port or set [server] tcp_port")]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error("{0}")]
+    Admin(#[from] AdminError),
+    #[error("{0}")]
+    Open(#[from] OpenError),
+    #[error("database {}: {source}; stop that server or name another database", .path.display())]
+    Locked { path: PathBuf, source: LockError },
+    #[error("database {}: {source}", .path.display())]
+    Database { path: PathBuf, source: rusqlite::Error },
+    #[error("{0}")]
+    Store(#[from] sqlite::StartError),
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] io::Error),
+    #[error("{0}")]
+    Log(#[from] log::LogError),
+    #[error("nothing to serve: tcp_port is 0; set it in [server]")]
+    NoPort,
+    #[error("a part of the server failed, see the log")]
+    Failed,
+}
+
+/// Serves until a signal says stop.
+///
+/// # Errors
+/// [`ServeError`] when a part cannot be started; what was started before is stopped again.
+pub fn serve(loaded: &Loaded, environment: &Environment) -> Result<(), ServeError> {
+    let settings = &loaded.settings;
+    let database = settings.server.database_path.clone();
+    let listener = bind(settings)?;
+    refuse_shared(&database)?;
+    raise_file_limit();
+
+    let tracking = start_tracker(&settings.log);
+    let trouble = tracking.as_ref().err().cloned();
+    let (tracker, tap) = tracking.ok().flatten().unzip();
+    let log = start_log(loaded, environment, tap)?;
+    if let Some(trouble) = trouble {
+        warn!("errors are not reported: {trouble}");
+    }
+    let outcome = run(loaded, &database, listener, &log);
+    match &outcome {
+        Ok(()) => info!("Server stopped"),
+        Err(error) => error!("{error}"),
+    }
+    if let Some(tracker) = tracker {
+        tracker.stop(ERRORS_DEADLINE);
+    }
+    log.shutdown(LOG_DEADLINE);
+    outcome
+}
+
+fn bind(settings: &Settings) -> Result<TcpListener, ServeError> {
+    let port = settings.server.tcp_port.ok_or(ServeError::NoPort)?;
+    let address = SocketAddr::new(settings.server.listen_address, port.get());
+    listen(address).map_err(|source| ServeError::Listen { address, source })
+}
+
+/// Another server on the same file is noticed before its log is touched.
+fn refuse_shared(database: &Path) -> Result<(), ServeError> {
+    if !database.exists() {
+        return Ok(());
+    }
+    match DatabaseLock::take(database) {
+        Err(source @ LockError::Held { .. }) => Err(ServeError::Locked { path: database.to_owned(), source }),
+        Ok(_) | Err(LockError::Io { .. }) => Ok(()),
+    }
+}
+
+/// As many descriptors as the system allows: each client takes one.
+fn raise_file_limit() {
+    #[expect(unsafe_code, reason = "getrlimit and setrlimit read and write only the struct they are given")]
+    // SAFETY: `limit` outlives both calls, and both get a valid pointer to it.
+    unsafe {
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
+}
+
+/// Reports are a help and no condition: what stands against them is said, and the server starts.
+fn start_tracker(settings: &config::Log) -> Result<Option<(Tracker, Tap)>, String> {
+    let options = errors_options(settings).map_err(|error| error.to_string())?;
+    options.map(Tracker::start).transpose().map_err(|error| format!("cannot start a thread: {error}"))
+}
+
+fn start_log(loaded: &Loaded, environment: &Environment, tap: Option<Tap>) -> Result<Logging, ServeError> {
+    let log = log::init(LogOptions { tap, ..log_options(loaded, environment) })?;
+    std::panic::set_hook(Box::new(errors::hook));
+    for notice in &loaded.notices {
+        info!("{notice}");
+    }
+    for warning in &loaded.warnings {
+        warn!("{warning}");
+    }
+    Ok(log)
+}
+
+/// Everything between the log's first and last line.
+fn run(loaded: &Loaded, database: &Path, listener: TcpListener, log: &Logging) -> Result<(), ServeError> {
+    let settings = &loaded.settings;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    let _entered = runtime.enter();
+    let mut signals = Signals::listen()?;
+    let (fatal, failures) = sync_channel(1);
+
+    let chat = Arc::new(chat_settings(settings));
+    let shards = settings.server.shards.map_or_else(default_shards, std::num::NonZero::get);
+    let metrics = start_metrics(shards);
+    let health = Health::new(env!("CARGO_PKG_VERSION"), shards, clock::monotonic_ms());
+    let admin = start_admin(settings, &metrics, &health)?;
+
+    let bus = Arc::new(Bus::new(shards));
+    let (store, channels) = start_store(settings, database, &bus, &metrics, &health, fatal.clone())?;
+    announce_channels(&channels);
+    provide(settings, database, &metrics, &health, &store);
+    let deliver: Arc<dyn DeliverHash> = Arc::clone(&bus) as _;
+    let passwords = Arc::new(Pool::start(settings.server.password_threads.get(), &deliver)?);
+
+    let rates = Arc::new(Rates::new(&chat));
+    let parts = |id| Parts {
+        id,
+        settings: Arc::clone(&chat),
+        channels: channels.clone(),
+        store: Arc::clone(&store) as Arc<dyn Store>,
+        passwords: Arc::clone(&passwords) as Arc<dyn Passwords>,
+        bus: Arc::clone(&bus),
+        rates: Arc::clone(&rates),
+        metrics: Arc::clone(&metrics),
+        now: tcp::now(),
+    };
+    let (ended, shard_ends) = sync_channel(shards);
+    for id in 0..shards {
+        start_shard(parts(id), &health, ended.clone(), fatal.clone())?;
+    }
+    drop(ended);
+
+    let gate = Gate::new(
+        settings.limits.max_connections_per_ip.map(|limit| limit.get().into()),
+        settings.discovery.max_users.map(std::num::NonZero::get),
+        settings.limits.exempt_networks.clone(),
+    );
+    let port = listener.local_addr().map_or(0, |address| address.port());
+    let announced = chat.announced.clone();
+    let acceptor = Acceptor::start(AcceptorParts {
+        listener,
+        gate,
+        bus: Arc::clone(&bus),
+        metrics: Arc::clone(&metrics),
+        announced,
+    })?;
+    health.set_listening(true);
+    announce_start(settings, database, port);
+
+    let failed = runtime.block_on(watch(&mut signals, &failures, &metrics, log));
+
+    info!("Shutting down server...");
+    info!("Graceful shutdown initiated...");
+    health.set_draining();
+    acceptor.stop();
+    info!("TCP listener closed");
+    stop_clients(&bus, &metrics, &shard_ends);
+    passwords.stop();
+    bus.close();
+    info!("Closing the database...");
+    let closed = store.stop(STORE_DEADLINE).inspect_err(|error| error!("{error}"));
+    if let Some(admin) = admin {
+        admin.stop();
+    }
+    if failed || closed.is_err() {
+        return Err(ServeError::Failed);
+    }
+    info!("Graceful shutdown complete");
+    Ok(())
+}
+
+fn default_shards() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+fn start_admin(
+    settings: &Settings,
+    metrics: &Arc<Metrics>,
+    health: &Arc<Health>,
+) -> Result<Option<AdminServer>, ServeError> {
+    let Some(listen) = settings.admin.metrics_listen else { return Ok(None) };
+    let options = AdminOptions {
+        listen,
+        allow_remote: true,
+        hosts: Vec::new(),
+        token: BearerToken::new(settings.admin.metrics_token.as_ref().map(|token| token.expose().to_owned())),
+        limits: Default::default(),
+    };
+    let server = AdminServer::start(options, Arc::clone(metrics), Arc::clone(health))?;
+    info!("Metrics server listening on :{} (/metrics, /health) - INTERNAL ONLY", server.address().port());
+    Ok(Some(server))
+}
+
+fn start_shard(
+    parts: Parts,
+    health: &Arc<Health>,
+    ended: SyncSender<()>,
+    fatal: SyncSender<()>,
+) -> Result<(), ServeError> {
+    let health = Arc::clone(health);
+    supervise::spawn(&format!("scd-shard-{}", parts.id), move || {
+        let id = parts.id;
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| tcp::run(parts, &health)));
+        if !matches!(outcome, Ok(Ok(()))) {
+            error!(shard = id, "a shard ended: the server cannot go on");
+            let _known = fatal.try_send(());
+        }
+        // The main thread waits for this or has given up waiting.
+        let _heard = ended.try_send(());
+    })?;
+    Ok(())
+}
+
+fn announce_channels(channels: &[Channel]) {
+    let top_level: Vec<_> =
+        channels.iter().filter(|channel| channel.parent.is_none() && channel.participants.is_none()).collect();
+    info!("Available channels ({}):", top_level.len());
+    for channel in top_level {
+        let text = String::from_utf8_lossy;
+        info!("  - #{}: {}", text(&channel.name), text(&channel.description));
+    }
+}
+
+fn announce_start(settings: &Settings, database: &Path, port: u16) {
+    let backlog = backlog::limit().unwrap_or(0);
+    info!("TCP server listening on :{port} (kernel listen backlog: {backlog})");
+    if backlog < backlog::ADVISED {
+        warn!(
+            "the kernel listen backlog is {backlog}; raise net.core.somaxconn to {} for bursts of clients",
+            backlog::ADVISED
+        );
+    }
+    let directory = if settings.discovery.directory_enabled { "enabled" } else { "disabled" };
+    info!(database = %database.display(), directory, "SuperChat server {} started successfully", env!("CARGO_PKG_VERSION"));
+    info!("Available connection methods:");
+    info!("  - Binary Protocol (TCP): port {port}");
+    info!("Server started on port {port}");
+}
+
+/// Tells every client and waits until each has read it, or until the deadline.
+fn stop_clients(bus: &Bus, metrics: &Metrics, shard_ends: &Receiver<()>) {
+    match metrics.sessions() {
+        0 => info!("No active sessions to notify"),
+        sessions => {
+            info!("Notifying connected clients of shutdown...");
+            info!("Sending shutdown notification to {sessions} active sessions...");
+        }
+    }
+    (0..bus.shards()).for_each(|shard| bus.send(shard, ShardEvent::Stop));
+    let deadline = clock::monotonic() + CLIENTS_DEADLINE;
+    for _ in 0..bus.shards() {
+        match shard_ends.recv_timeout(deadline.saturating_sub(clock::monotonic())) {
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => {}
+            Err(RecvTimeoutError::Timeout) => warn!("some clients did not read the goodbye in time"),
+        }
+    }
+}
