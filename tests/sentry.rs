@@ -174,7 +174,7 @@ fn an_error_arrives_with_what_came_before_it() {
         error!(session = 5, user = "bob", remote = "192.0.2.77", code = 7, "it broke for 2001:db8:1:2::3");
     });
     let (post, event) = collector.next();
-    assert_eq!(post.head[0], "POST /api/42/envelope/ HTTP/1.1");
+    assert_eq!(post.head[0], concat!("POST /", "api/42/envelope/ HTTP/1.1"));
     assert_eq!(post.header("content-type"), Some("application/x-sentry-envelope"));
     let client = concat!("superchat/", env!("CARGO_PKG_VERSION"));
     let authorization = format!("Sentry sentry_version=7, sentry_client={client}, sentry_key=0a1b2c3d");
