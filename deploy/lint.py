@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """What no tool of its own checks about the kit: that its parts fit each other, the server and the manual.
 
 Usage: lint.py KIT PROJECT. Prints one line for each finding and exits with 1 if there are any.

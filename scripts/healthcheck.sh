@@ -3,7 +3,7 @@
 # One line for each, OK: or ERROR:. Exits with 0 when all is well, 1 at the first fault, 2 when called wrongly.
 #
 # Usage: healthcheck.sh [HOST [CHAT_PORT [METRICS_PORT]]]      127.0.0.1 6465 9090
-set -u
+set -euo pipefail
 
 readonly host=${1:-127.0.0.1} chat_port=${2:-6465} metrics_port=${3:-9090} seconds=5
 

@@ -6,7 +6,7 @@
 # SUPERCHAT_DATA is the directory with server.log, /var/lib/superchat otherwise.
 set -euo pipefail
 
-readonly kit=${MONITORING_KIT:-$(cd "$(dirname "$0")/../deploy" && pwd)}
+readonly kit=${MONITORING_KIT:-$(cd "$(dirname "$0")/.." && pwd)/deploy}
 readonly seconds=${MONITORING_PATIENCE:-120}
 
 # What is started, and the page on which it says that it is ready.

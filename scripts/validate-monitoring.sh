@@ -6,7 +6,7 @@
 #
 # Needs: apt-get install --no-install-recommends prometheus prometheus-alertmanager prometheus-blackbox-exporter rsyslog
 #        logrotate yamllint python3-yaml shellcheck, and docker compose or docker-compose
-set -u
+set -euo pipefail
 PATH=$PATH:/usr/sbin
 
 project=$(cd "$(dirname "$0")/.." && pwd)
@@ -31,8 +31,8 @@ check() {
 main() {
     check "YAML" yamllint --strict --config-file "$kit/.yamllint" "$kit"
     check "Prometheus" promtool check config "$kit/prometheus/prometheus.yml"
-    check "rules" promtool check rules --lint-fatal "$kit"/prometheus/rules/*.yml
-    check "unit tests of the rules" promtool test rules "$kit"/prometheus/tests/*.yml
+    check "rules" promtool check rules --lint-fatal "$kit/prometheus/rules"/*.yml
+    check "unit tests of the rules" promtool test rules "$kit/prometheus/tests"/*.yml
     check "Alertmanager" amtool check-config "$kit/alertmanager/alertmanager.yml"
     check "routes" routes
     check "templates" templates

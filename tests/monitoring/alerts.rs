@@ -33,11 +33,8 @@ const THRESHOLDS: &[(&str, &str)] = &[
 ];
 
 /// Alerts whose fault is not caused, with the reason; their unit tests in `deploy/prometheus/tests` have to do.
-const UNIT_TESTED: &[(&str, &str)] = &[
-    ("HostMemoryLow", "it would take the memory from everything else on this machine"),
-    ("SuperChatTasksRising", "the server does not export tokio_alive_tasks, and has no task to leak on demand"),
-    ("SuperChatBackupOld", "the server does not make backups, and none was made on any server of this test"),
-];
+const UNIT_TESTED: &[(&str, &str)] =
+    &[("HostMemoryLow", "it would take the memory from everything else on this machine")];
 
 /// Disks by the name under which they are scraped: how many bytes of 4 MiB are taken, and whether the alert fires.
 const DISKS: &[(&str, u32, bool)] = &[("full disk", 3_900_000, true), ("half a disk", 2_000_000, false)];

@@ -3,65 +3,37 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::faults::note_backup;
 use crate::load;
 use crate::prometheus::{Prometheus, has_number, kit_rules};
 use crate::support::{Server, Settings, clock};
-use crate::tools::{PATIENCE, Tool, changed, command, free_address, get, kit, kit_file};
-
-/// Metrics that rules and panels ask for and this server does not export yet, with the reason. One that appears must be
-/// struck from here.
-const NOT_YET: &[(&str, &str)] = &[
-    ("superchat_channels", "the store does not count channels for scrapes"),
-    ("superchat_registered_users", "the store does not count accounts for scrapes"),
-    ("superchat_stored_messages", "the store does not count messages for scrapes"),
-    ("superchat_db_free_disk_bytes", "the file system is not asked"),
-    ("superchat_backup_last_success_timestamp_seconds", "there are no backups"),
-    ("superchat_log_dropped_total", "the log's counters are not handed on"),
-    ("tokio_alive_tasks", "the runtimes are not asked"),
-    ("tokio_worker_busy_seconds_total", "the runtimes are not asked"),
-];
-
-/// What is recorded from metrics of [`NOT_YET`].
-const NOT_YET_RECORDED: &[&str] = &["go_goroutines", "superchat:tasks_beside_sessions"];
+use crate::tools::{PATIENCE, Tool, changed, command, free_address, kit, kit_file};
 
 #[test]
 fn every_expression_of_rules_and_panels_has_data() {
     let metrics = free_address();
     let server = Server::start(Settings::new().set("admin", "metrics_listen", metrics.to_string()));
+    note_backup(&server, Duration::ZERO);
     let surroundings = Surroundings::start();
     let prometheus = Prometheus::start(&surroundings.config(&server, metrics), &kit_rules());
     prometheus.wait_for_targets();
     let _load = load::everything(server.address());
 
-    let exported = get(metrics, "/metrics").unwrap().1;
-    let stale: Vec<_> = NOT_YET.iter().filter(|(name, _)| exported.contains(&format!("\n{name}"))).collect();
-    assert!(stale.is_empty(), "exported now, so strike them from NOT_YET: {stale:?}");
-
     let expressions: Vec<_> = rule_expressions(&prometheus).into_iter().chain(panel_expressions()).collect();
     assert!(expressions.len() > 100, "{} expressions are too few to be all", expressions.len());
     for (place, expression) in expressions {
         let series = || prometheus.query(&expression).unwrap_or_else(|error| panic!("{place}: {error}"));
-        if is_possible(&expression) {
-            let data = clock::poll(PATIENCE, || series().iter().any(has_number).then_some(()));
-            assert_eq!(data, Some(()), "{place} has no data: {expression}: {:?}", series());
-        } else {
-            series();
-        }
+        let data = clock::poll(PATIENCE, || series().iter().any(has_number).then_some(()));
+        assert_eq!(data, Some(()), "{place} has no data: {expression}: {:?}", series());
     }
     for rule in prometheus.rules() {
         assert_eq!((&rule["health"], &rule["lastError"]), (&Value::from("ok"), &Value::Null), "{rule:#}");
     }
-}
-
-/// Whether the server exports all that the expression asks for; half of an `or` is enough.
-fn is_possible(expression: &str) -> bool {
-    let lacks =
-        |part: &str| NOT_YET.iter().map(|(name, _)| name).chain(NOT_YET_RECORDED).any(|name| part.contains(name));
-    expression.split(" or ").any(|part| !lacks(part))
 }
 
 /// A quiet alert has no data, so its comparisons answer yes or no instead.

@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::time::{Duration, UNIX_EPOCH};
 
 use rusqlite::Connection;
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
@@ -12,7 +13,7 @@ use superchat::wire::codec::Bounded;
 use superchat::wire::frame::LENGTH_MAX;
 
 use crate::load::{self, Background, FORUM, newest, post, unknown_request, wrong_password};
-use crate::support::{Client, Server, Settings};
+use crate::support::{Client, Server, Settings, clock};
 
 /// A fault of one server, whose name is that of the fault in what is scraped.
 pub struct Fault {
@@ -61,11 +62,19 @@ pub const FAULTS: &[Fault] = &[
         brings: &["SuperChatWriterBacklog", "SuperChatRequestsSlow"],
         cause: overload,
     },
+    Fault { name: "neglected", fires: &["SuperChatBackupOld"], brings: &[], cause: neglect },
+    Fault {
+        name: "leaking",
+        fires: &["SuperChatTasksRising"],
+        brings: &["SuperChatMemoryHigh", "SuperChatQueriesSlow", "SuperChatDatabaseGrowth"],
+        cause: leak,
+    },
 ];
 
 /// What all of these servers are started with: one shard, and nobody is closed for being silent.
 pub fn settings(metrics: SocketAddr) -> Settings {
     let settings = Settings::new().set("admin", "metrics_listen", metrics.to_string());
+    let settings = settings.set("limits", "outbox_bytes_max", 8 << 20);
     settings.set("server", "shards", 1).set("limits", "session_timeout_seconds", 0).set("log", "log_level", "warn")
 }
 
@@ -211,6 +220,39 @@ fn overload(server: &mut Server) -> Vec<Background> {
         }
     });
     vec![requests, posts, memory]
+}
+
+/// The last backup was made two days ago.
+fn neglect(server: &mut Server) -> Vec<Background> {
+    note_backup(server, Duration::from_hours(48));
+    vec![load::listener(server.address())]
+}
+
+/// Ever more clients ask and do not read what they are told; a task waits for each of them.
+fn leak(server: &mut Server) -> Vec<Background> {
+    let address = server.address();
+    let mut author = server.client_named("author");
+    for _ in 0..200 {
+        let content: Vec<u8> = (0..4000).map(|_| rand::random_range(b'!'..=b'~')).collect();
+        author.ask(post(&content, None), "MESSAGE_POSTED");
+    }
+    let deaf = Background::start(move |stop| {
+        let mut clients = Vec::new();
+        while stop.pause(Duration::from_secs(2)) {
+            let mut client = Client::connect(address);
+            (0..20).for_each(|_| client.send(newest(200)));
+            clients.push(client);
+        }
+    });
+    vec![deaf, load::listener(address), hold(vec![author])]
+}
+
+/// A file as the server leaves it when it backs up its database.
+pub fn note_backup(server: &Server, age: Duration) {
+    let path = server.home().join("superchat.db.backup-v13-20260102-030405");
+    let file = fs::File::options().create(true).write(true).truncate(true).mode(0o600).open(path).unwrap();
+    let now = Duration::from_millis(u64::try_from(clock::now_ms()).unwrap());
+    file.set_modified(UNIX_EPOCH + (now - age)).unwrap();
 }
 
 /// Keeps clients connected.
