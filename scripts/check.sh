@@ -4,14 +4,29 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/needs.sh
 
-# Its package would start a Prometheus on the port of our own metrics, so only the tool is taken out of it.
-needs_promtool() {
+# unpacked COMMAND PACKAGE: takes a program out of its package. Installed, these packages would start daemons, one of them
+# on the port of our own metrics.
+unpacked() {
     local tools=target/tools
-    PATH="$PATH:$PWD/$tools/usr/bin"
-    if command -v promtool >/dev/null; then return; fi
+    PATH="$PATH:$PWD/$tools/usr/bin:$PWD/$tools/usr/sbin:/usr/sbin"
+    if command -v "$1" >/dev/null; then return; fi
     mkdir -p "$tools"
     as_root apt-get update -qq
-    (cd "$tools" && apt-get download -qq prometheus && dpkg-deb -x prometheus_*.deb .)
+    (cd "$tools" && apt-get download -qq "$2" && dpkg-deb -x "$2"_*.deb .)
+}
+
+needs_monitoring() {
+    unpacked promtool prometheus
+    unpacked amtool prometheus-alertmanager
+    unpacked prometheus-blackbox-exporter prometheus-blackbox-exporter
+    unpacked prometheus-node-exporter prometheus-node-exporter
+    needs rsyslogd rsyslog
+    needs logrotate logrotate
+    needs yamllint yamllint
+    needs shellcheck shellcheck
+    needs curl curl
+    if ! docker compose version >/dev/null 2>&1; then needs docker-compose docker-compose; fi
+    if ! /usr/bin/python3 -c "import yaml" 2>/dev/null; then installs python3-yaml; fi
 }
 
 needs_everything() {
@@ -19,7 +34,7 @@ needs_everything() {
     needs sqlite3 sqlite3
     needs unshare util-linux
     needs ps procps
-    needs_promtool
+    needs_monitoring
     if ! cargo fmt --version >/dev/null 2>&1; then rustup component add rustfmt; fi
     if ! cargo clippy --version >/dev/null 2>&1; then rustup component add clippy; fi
     if ! cargo nextest --version >/dev/null 2>&1; then cargo install cargo-nextest --locked; fi
@@ -37,6 +52,7 @@ step cargo clippy --locked --all-targets -- -D warnings
 step env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 if command -v cargo-deny >/dev/null; then step cargo deny --locked check; fi
 step cargo build --locked --benches
-if [ -x scripts/fuzz.sh ]; then step scripts/fuzz.sh; fi
+step scripts/validate-monitoring.sh
+step scripts/fuzz.sh
 step cargo test --locked --doc
 step cargo nextest run --locked --no-fail-fast

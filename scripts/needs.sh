@@ -5,12 +5,16 @@ as_root() {
     if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
 }
 
+# installs PACKAGE
+installs() {
+    echo "installing $1"
+    as_root apt-get update -qq
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$1"
+}
+
 # needs COMMAND PACKAGE: installs the package if the command is missing.
 needs() {
-    if command -v "$1" >/dev/null; then return; fi
-    echo "installing $2, which brings $1"
-    as_root apt-get update -qq
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2"
+    if ! command -v "$1" >/dev/null; then installs "$2"; fi
 }
 
 # SQLite and jemalloc are compiled from C.

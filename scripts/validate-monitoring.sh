@@ -41,7 +41,7 @@ main() {
     check "logrotate" logrotate_debug
     check "compose" compose_config
     check "scripts" shellcheck "$project"/scripts/{healthcheck,monitoring-up,validate-monitoring}.sh
-    check "the parts fit each other" python3 "$kit/lint.py" "$kit" "$project"
+    check "the parts fit each other" /usr/bin/python3 "$kit/lint.py" "$kit" "$project"
     ((findings == 0))
 }
 
