@@ -45,13 +45,18 @@ use superchat::wire::server::{
 use world::World;
 
 /// Seeds of the sweep unless `SIM_SEEDS` says otherwise.
-const SEEDS: u64 = 1000;
+const SEEDS: u64 = 3000;
 
 /// Seeds within which every sabotage must be noticed.
 const SABOTAGE_SEEDS: u64 = 100;
 
 /// Seeds that failed once, and what they found.
-const KEPT_SEEDS: &[(u64, &str)] = &[];
+const KEPT_SEEDS: &[(u64, &str)] = &[
+    (0, "a post refused at once was answered before the posts in front of it"),
+    (8, "a full queue swallowed an answer, and the session stayed open until something else happened"),
+    (15, "a session that took over the place of another heard of presence before its first answer"),
+    (32, "a session was idle although its frames lay behind one that waited for the store"),
+];
 
 /// What a sweep that deserves the name comes by.
 const MILESTONES: &[Milestone] = &[
