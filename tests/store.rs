@@ -844,7 +844,7 @@ fn both_spellings_of_a_subchannel_are_one_place() {
     assert_eq!(server.ask_unread(ann.user, Some(0), &[(sub.id, None), (GENERAL, None)]), [2, 0]);
     server
         .shell()
-        .execute("INSERT INTO UserChannelState VALUES (1, 2, ?1, ?2, 1)", params![sub.id.as_sql(), START])
+        .execute("INSERT INTO UserChannelState VALUES (1, 2, ?1, ?2, ?2 / 1000)", params![sub.id.as_sql(), START])
         .unwrap();
     assert_eq!(server.ask_unread(ann.user, None, &[(sub.id, None)]), [0]);
 }

@@ -383,7 +383,7 @@ fn messages_inserted_by_hand_are_listed_and_later_ids_rise_above_them() {
     operator(&server)
         .execute(
             "INSERT INTO Message (id, channel_id, thread_root_id, author_nickname, content, created_at)
-             VALUES (?1, 2, ?1, 'op', 'by hand', 1)",
+             VALUES (?1, 2, ?1, 'op', 'by hand', unixepoch() * 1000)",
             [i64::try_from(far).unwrap()],
         )
         .unwrap();

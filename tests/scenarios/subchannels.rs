@@ -273,7 +273,7 @@ fn old_rows_with_a_subchannel_are_messages_of_that_subchannel() {
         .execute_batch(
             "INSERT INTO Message
                  (id, channel_id, subchannel_id, parent_id, thread_root_id, author_nickname, content, created_at)
-             VALUES (100, 6, 7, NULL, 100, 'old', 'root', 1000), (101, 6, 7, 100, 100, 'old', 'reply', 1001)",
+             VALUES (100, 6, 7, NULL, 100, 'old', 'root', unixepoch() * 1000), (101, 6, 7, 100, 100, 'old', 'reply', unixepoch() * 1000)",
         )
         .unwrap();
     for place in [OWN, PAIR] {
