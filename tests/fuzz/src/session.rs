@@ -11,7 +11,7 @@ use superchat::metrics::{BuildInfo, Metrics, MetricsOptions};
 use superchat::net::{CloseReason, Gate};
 use superchat::shard::session::SessionKey;
 use superchat::shard::settings::DirectoryEntry;
-use superchat::shard::{Bus, ChatSettings, Now, Parts, Rates, Shard, ShardEvent};
+use superchat::shard::{Bus, ChatSettings, Departed, Now, Parts, Rates, Shard, ShardEvent};
 use superchat::wire::client::{JoinChannel, Ping, SetNickname, SubscribeChannel};
 use superchat::wire::codec::{Bounded, Wire};
 use superchat::wire::frame::{self, Compression, Frame, LENGTH_MAX};
@@ -250,7 +250,7 @@ impl World {
 
     fn replace(&mut self, client: usize) {
         self.shard.close(self.peers[client].key, CloseReason::Client);
-        self.peers[client] = self.connect("192.0.2.1");
+        self.see_off();
     }
 
     /// The end of a turn, as the sockets' driver does it.
@@ -289,17 +289,16 @@ impl World {
         assert!(self.shard.clients.len() <= self.peers.len(), "sessions without a connection");
     }
 
-    /// Who was disconnected comes back.
+    /// Who was disconnected comes back, once nobody holds the key of a session that ended.
     fn see_off(&mut self) {
-        for departed in self.shard.take_departed() {
-            if let Some(client) = self.peers.iter().position(|peer| peer.key == departed.key)
-                && self.shard.clients.get(departed.key).is_none()
-            {
-                assert_ne!(client, CLIENTS, "the one that behaves was ended: {:?}", departed.reason);
-                let is_slow = departed.reason == CloseReason::SlowConsumer;
-                assert!(!is_slow || self.peers[client].was_slow, "a client that reads everything was ended as slow");
-                self.peers[client] = self.connect("192.0.2.1");
-            }
+        let departed = self.shard.take_departed();
+        let who = |departed: &Departed| self.peers.iter().position(|peer| peer.key == departed.key);
+        let ended: Vec<_> = departed.iter().filter_map(|departed| Some((who(departed)?, departed.reason))).collect();
+        for (client, reason) in ended {
+            assert_ne!(client, CLIENTS, "the one that behaves was ended: {reason:?}");
+            let is_slow = reason == CloseReason::SlowConsumer;
+            assert!(!is_slow || self.peers[client].was_slow, "a client that reads everything was ended as slow");
+            self.peers[client] = self.connect("192.0.2.1");
         }
     }
 
