@@ -39,7 +39,14 @@ impl TokenBucket {
 pub struct SlidingWindow<K> {
     limit: Option<u32>,
     period_ms: u64,
-    counts: Mutex<HashMap<K, Count, RandomState>>,
+    table: Mutex<Table<K>>,
+}
+
+#[derive(Debug)]
+struct Table<K> {
+    counts: HashMap<K, Count, RandomState>,
+    /// The period in which keys whose window had passed were last forgotten.
+    swept_in: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -49,29 +56,36 @@ struct Count {
     previous: u32,
 }
 
-/// Keys remembered at once. Beyond, those whose window has passed are forgotten; if none has, new keys go uncounted,
-/// which only a flood from a hundred thousand addresses can reach.
+/// Keys remembered at once. Beyond, those whose window has passed are forgotten, at most once a period so that a flood does
+/// not buy a sweep with every event; if that makes no room, new keys go uncounted and known ones are counted as ever.
 const KEYS_MAX: usize = 100_000;
 
 impl<K: Hash + Eq> SlidingWindow<K> {
     /// `limit` events per `period_ms`; `None` = no limit.
     #[must_use]
     pub fn new(limit: Option<u32>, period_ms: u64) -> Self {
-        Self { limit, period_ms, counts: Mutex::default() }
+        let table = Table { counts: HashMap::default(), swept_in: None };
+        Self { limit, period_ms, table: Mutex::new(table) }
     }
 
     /// Counts one event at `now` (monotonic milliseconds); `false` when that is one too many, and it is not counted.
     pub fn admit(&self, key: K, now: u64) -> bool {
         let Some(limit) = self.limit else { return true };
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if counts.len() >= KEYS_MAX {
-            let period = now / self.period_ms;
-            counts.retain(|_, count| count.period + 1 >= period);
-            if counts.len() >= KEYS_MAX {
-                return true;
-            }
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if !table.counts.contains_key(&key) && !table.has_room(now / self.period_ms) {
+            return true;
         }
-        counts.entry(key).or_default().admit(now, limit, self.period_ms)
+        table.counts.entry(key).or_default().admit(now, limit, self.period_ms)
+    }
+}
+
+impl<K> Table<K> {
+    fn has_room(&mut self, period: u64) -> bool {
+        if self.counts.len() >= KEYS_MAX && self.swept_in != Some(period) {
+            self.swept_in = Some(period);
+            self.counts.retain(|_, count| count.period + 1 >= period);
+        }
+        self.counts.len() < KEYS_MAX
     }
 }
 
@@ -153,6 +167,16 @@ mod tests {
     fn no_limit_counts_nothing() {
         let window = SlidingWindow::new(None, 60_000);
         assert!((0..1000).all(|_| window.admit(1, 0)));
-        assert!(window.counts.lock().unwrap().is_empty());
+        assert!(window.table.lock().unwrap().counts.is_empty());
+    }
+
+    #[test]
+    fn a_full_table_goes_on_counting_who_is_in_it_and_makes_room_when_their_time_has_passed() {
+        let window = SlidingWindow::new(Some(1), 60_000);
+        assert!((0..KEYS_MAX).all(|key| window.admit(key, 0)));
+        assert!(!window.admit(7, 1), "a known key is counted");
+        assert!(window.admit(KEYS_MAX, 1) && window.admit(KEYS_MAX, 2), "there is no room for a new one");
+        assert!(window.admit(KEYS_MAX, 120_000));
+        assert!(!window.admit(KEYS_MAX, 120_001), "there is now");
     }
 }
