@@ -22,6 +22,9 @@ const INVALID_HASH: &str = "Invalid password hash format";
 /// Lengths of what clients send as a password, in bytes (WIRE.md 7.2).
 const SECRET_BYTES: std::ops::RangeInclusive<usize> = 40..=50;
 
+/// Bytes of a name that attempts on an account are counted by; the longest name that can be chosen has 20.
+const ACCOUNT_KEY_BYTES: usize = 64;
+
 /// After a sign-in, a client whose account was renamed salts its old password with the new name; for so long it is not
 /// compared (D-08). Milliseconds.
 const RENAMED_PASSWORD_GRACE_MS: u64 = 10 * 60 * 1000;
@@ -145,8 +148,10 @@ fn may_attempt(shard: &mut Shard, key: SessionKey, nickname: &[u8]) -> bool {
         return true;
     }
     let (address, now) = (session.address(), shard.now.mono);
+    // A name may have 64 KiB, and a table of such names would be anybody's to fill.
+    let account = &nickname[..nickname.len().min(ACCOUNT_KEY_BYTES)];
     let allowed =
-        shard.rates.auth_by_address.admit(address, now) && shard.rates.auth_by_account.admit(nickname.into(), now);
+        shard.rates.auth_by_address.admit(address, now) && shard.rates.auth_by_account.admit(account.into(), now);
     if !allowed {
         shard.rate_limited(key, RateLimit::Auth);
     }
