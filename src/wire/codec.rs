@@ -338,7 +338,13 @@ macro_rules! records {
 macro_rules! wire_fields {
     // A borrowed record: its own lifetime is the reader's.
     ($Record:ident <$lt:lifetime> { $($field:ident: $ty:ty),* }) => {
-        impl<$lt> $crate::wire::codec::Wire<$lt> for $Record<$lt> {
+        $crate::wire::codec::wire_fields! { impl $lt for ($Record<$lt>) { $($field: $ty),* } }
+    };
+    ($Record:ident { $($field:ident: $ty:ty),* }) => {
+        $crate::wire::codec::wire_fields! { impl 'wire for ($Record) { $($field: $ty),* } }
+    };
+    (impl $lt:lifetime for ($Record:ty) { $($field:ident: $ty:ty),* }) => {
+        impl<$lt> $crate::wire::codec::Wire<$lt> for $Record {
             fn read(_reader: &mut $crate::wire::codec::Reader<$lt>) -> Result<Self, $crate::wire::errors::WireError> {
                 Ok(Self { $($field: $crate::wire::codec::Wire::read(_reader)?),* })
             }
@@ -346,29 +352,7 @@ macro_rules! wire_fields {
                 $(self.$field.write(_writer);)*
             }
         }
-        impl<$lt> $crate::wire::json::Fields for $Record<$lt> {
-            fn describe_fields(&self, _fields: &mut serde_json::Map<String, serde_json::Value>) {
-                $($crate::wire::json::Json::describe(&self.$field, stringify!($field), _fields);)*
-            }
-            fn parse_fields(
-                _fields: &serde_json::Map<String, serde_json::Value>,
-                _writer: &mut $crate::wire::codec::Writer<'_>,
-            ) -> Result<(), $crate::wire::json::JsonError> {
-                $(<$ty as $crate::wire::json::Json>::parse(stringify!($field), _fields, _writer)?;)*
-                Ok(())
-            }
-        }
-    };
-    ($Record:ident { $($field:ident: $ty:ty),* }) => {
-        impl<'a> $crate::wire::codec::Wire<'a> for $Record {
-            fn read(_reader: &mut $crate::wire::codec::Reader<'a>) -> Result<Self, $crate::wire::errors::WireError> {
-                Ok(Self { $($field: $crate::wire::codec::Wire::read(_reader)?),* })
-            }
-            fn write(&self, _writer: &mut $crate::wire::codec::Writer<'_>) {
-                $(self.$field.write(_writer);)*
-            }
-        }
-        impl $crate::wire::json::Fields for $Record {
+        impl<$lt> $crate::wire::json::Fields for $Record {
             fn describe_fields(&self, _fields: &mut serde_json::Map<String, serde_json::Value>) {
                 $($crate::wire::json::Json::describe(&self.$field, stringify!($field), _fields);)*
             }
