@@ -13,6 +13,7 @@ pub mod log;
 pub mod metrics;
 pub mod net;
 pub mod passwords;
+pub mod profile;
 pub mod server;
 pub mod shard;
 pub mod store;
