@@ -2,7 +2,11 @@
 
 pub mod acceptor;
 pub mod backlog;
+pub mod door;
+pub mod http;
+pub mod stream;
 pub mod tcp;
+mod websocket;
 
 use std::collections::HashMap;
 use std::net::IpAddr;

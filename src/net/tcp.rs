@@ -9,20 +9,18 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, Write as _};
-use std::net::Shutdown;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use socket2::SockRef;
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error};
 
 use super::CloseReason;
+use super::stream::Stream;
 use crate::admin::health::Health;
 use crate::clock;
 use crate::shard::outbox::{Flushed, Outbox};
@@ -94,7 +92,7 @@ struct Core {
 }
 
 struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     /// Wakes the connection's task when it should look at its session again.
     waker: RefCell<Option<Waker>>,
     /// The session ended; the socket may live on for a goodbye.
@@ -197,7 +195,7 @@ impl Core {
         let key = shard.connect(accepted.session, accepted.admission);
         // A fresh socket takes SERVER_CONFIG at once, before it is registered anywhere.
         shard.flush_one(key, |_, slices| stream.write_vectored(slices), |_| {});
-        match TcpStream::from_std(stream) {
+        match Stream::try_from(stream) {
             Ok(stream) => {
                 let connection = Rc::new(Connection {
                     stream,
@@ -372,11 +370,11 @@ impl Core {
 }
 
 /// Writes what is left, then waits for the peer to close, so that unread input does not destroy the last words.
-async fn say_goodbye(stream: &TcpStream, mut outbox: Outbox) -> io::Result<()> {
+async fn say_goodbye(stream: &Stream, mut outbox: Outbox) -> io::Result<()> {
     while outbox.flush(|slices| stream.try_write_vectored(slices))? == Flushed::Blocked {
         stream.writable().await?;
     }
-    SockRef::from(stream).shutdown(Shutdown::Write)?;
+    stream.shutdown_write()?;
     let mut ignored = [0; 1024];
     loop {
         stream.readable().await?;

@@ -5,7 +5,7 @@
 //! client. That makes cause and effect hold across shards without shared state.
 
 use std::collections::VecDeque;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -17,6 +17,7 @@ use crate::ids::SessionId;
 use crate::limits::SHARD_BACKLOG_MAX;
 use crate::metrics::{Fanout, FanoutTally};
 use crate::net::Admission;
+use crate::net::stream::Socket;
 use crate::passwords::{DeliverHash, HashOutcome};
 use crate::store::{Answer, Batch, Deliver, Event, Outcome, Ticket};
 
@@ -73,7 +74,7 @@ impl Commit {
 /// A connection on its way to its shard.
 #[derive(Debug)]
 pub struct Accepted {
-    pub stream: TcpStream,
+    pub stream: Socket,
     pub peer: SocketAddr,
     pub session: SessionId,
     pub admission: Admission,
