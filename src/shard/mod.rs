@@ -6,6 +6,7 @@
 
 pub mod channels;
 mod clients;
+pub mod dms;
 pub mod event;
 mod input;
 pub mod outbox;
@@ -94,6 +95,7 @@ pub struct Shard {
     pub rates: Arc<Rates>,
     pub metrics: Cells,
     topics: Topics,
+    dms: dms::Dms,
     pending: presence::Pending,
     peer_changes: Vec<PeerChange>,
     departed: Vec<Departed>,
@@ -176,6 +178,7 @@ impl Shard {
             rates: parts.rates,
             metrics,
             topics: Topics::default(),
+            dms: dms::Dms::default(),
             pending: presence::Pending::default(),
             peer_changes: Vec::new(),
             departed: Vec::new(),
@@ -222,10 +225,15 @@ impl Shard {
             self.unsubscribe_thread(key, root);
         }
         self.leave(key);
+        let user = self.clients.session(key).user();
+        self.forget_account(key, user);
         let session = self.clients.sessions.remove(key.0 as usize);
         self.inbox_bytes -= session.inbox.len();
         if session.nickname.is_some() {
             self.tell_person(session.id, None, None, Repeat::default());
+        }
+        if session.visits_dms {
+            self.visitor_departed(session.id);
         }
         self.metrics.outbound_removed(session.outbox.spilled_bytes() as u64);
         self.metrics.disconnect(reason);
@@ -284,6 +292,8 @@ impl Shard {
     /// Anything but a commit or a new connection, which the driver takes apart.
     pub fn apply(&mut self, event: ShardEvent) {
         match event {
+            // The one answer that no request waits for.
+            ShardEvent::Answered { token, answer: Answer::Dms(overview) } => self.tell_dms(token, &overview),
             ShardEvent::Answered { token, answer } => self.resume(token, Resume::Answer(answer)),
             ShardEvent::Hashed { token, outcome } => self.resume(token, Resume::Hashed(outcome)),
             ShardEvent::Peers(changes) => changes.iter().for_each(|change| self.apply_peer(change)),
@@ -325,7 +335,7 @@ impl Shard {
     #[must_use]
     pub fn due(&self) -> Option<u64> {
         let idle = self.idle.peek().map(|Reverse((at, ..))| *at);
-        [self.pending.due(), idle].into_iter().flatten().min()
+        [self.pending.due(), self.departures_due(), idle].into_iter().flatten().min()
     }
 
     /// Presence that is due, sessions that are idle.
@@ -359,6 +369,7 @@ impl Shard {
     /// any client can see a reply that follows from it.
     pub fn end_turn(&mut self) {
         self.close_slow();
+        self.tell_departures();
         if !self.peer_changes.is_empty() {
             let changes: Arc<[_]> = std::mem::take(&mut self.peer_changes).into();
             self.bus.send_others(self.id, &changes);

@@ -114,6 +114,9 @@ pub struct Rates {
     pub messages_by_session: SlidingWindow<SessionId>,
     pub messages_by_address: SlidingWindow<IpAddr>,
     pub channels_by_user: SlidingWindow<UserId>,
+    pub dms_by_user: SlidingWindow<UserId>,
+    pub dms_by_session: SlidingWindow<SessionId>,
+    pub dms_by_address: SlidingWindow<IpAddr>,
     pub auth_by_address: SlidingWindow<IpAddr>,
     pub auth_by_account: SlidingWindow<Box<[u8]>>,
 }
@@ -135,6 +138,12 @@ impl Rates {
                 Self::MINUTE_MS,
             ),
             channels_by_user: SlidingWindow::new(settings.channels_per_hour, Self::HOUR_MS),
+            dms_by_user: SlidingWindow::new(settings.dms_per_hour, Self::HOUR_MS),
+            dms_by_session: SlidingWindow::new(settings.dms_per_hour, Self::HOUR_MS),
+            dms_by_address: SlidingWindow::new(
+                settings.dms_per_hour.map(|limit| limit.saturating_mul(sessions)),
+                Self::HOUR_MS,
+            ),
             auth_by_address: SlidingWindow::new(settings.auth_attempts_per_minute, Self::MINUTE_MS),
             auth_by_account: SlidingWindow::new(settings.auth_attempts_per_minute, Self::MINUTE_MS),
         }
