@@ -40,6 +40,8 @@ ids! {
     UserId
     /// A live connection; starts at 1 with each start of the server.
     SessionId
+    /// A stored SSH public key.
+    SshKeyId
     /// A ban.
     BanId
     /// An open invitation to a direct message.

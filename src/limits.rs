@@ -19,6 +19,9 @@ pub const LIST_USERS_DEFAULT: u16 = 100;
 /// Targets of one GET_UNREAD_COUNTS (D-68).
 pub const UNREAD_TARGETS_MAX: usize = 1000;
 
+/// SSH keys of one account (D-68).
+pub const SSH_KEYS_PER_USER_MAX: u32 = 50;
+
 /// Invitations to direct messages that one initiator may have open (D-68).
 pub const OPEN_INVITES_MAX: u32 = 100;
 

@@ -7,6 +7,7 @@ pub mod admin;
 pub mod auth;
 pub mod channels;
 pub mod dms;
+pub mod keys;
 pub mod messages;
 pub mod subscriptions;
 pub mod users;
@@ -110,6 +111,11 @@ fn handle(shard: &mut Shard, key: SessionKey, message: ClientMessage<'_>) {
         ClientMessage::AllowUnencrypted(request) => dms::allow_unencrypted(shard, key, &request),
         ClientMessage::DeclineDm(request) => dms::decline_dm(shard, key, &request),
 
+        ClientMessage::AddSshKey(request) => keys::add_ssh_key(shard, key, &request),
+        ClientMessage::ListSshKeys(_) => keys::list_ssh_keys(shard, key),
+        ClientMessage::UpdateSshKeyLabel(request) => keys::update_ssh_key_label(shard, key, &request),
+        ClientMessage::DeleteSshKey(request) => keys::delete_ssh_key(shard, key, &request),
+
         ClientMessage::ListServers(request) => users::list_servers(shard, key, &request),
         ClientMessage::VerifyRegistration(request) => {
             shard.reply(key, server::VerifyResponse { challenge: request.challenge });
@@ -119,10 +125,6 @@ fn handle(shard: &mut Shard, key: SessionKey, message: ClientMessage<'_>) {
         }
         ClientMessage::RegisterServer(_)
         | ClientMessage::Heartbeat(_)
-        | ClientMessage::AddSshKey(_)
-        | ClientMessage::ListSshKeys(_)
-        | ClientMessage::UpdateSshKeyLabel(_)
-        | ClientMessage::DeleteSshKey(_)
         | ClientMessage::BanUser(_)
         | ClientMessage::BanIp(_)
         | ClientMessage::UnbanUser(_)

@@ -38,6 +38,9 @@ impl Shard {
             | Event::SignedIn { .. }
             | Event::Renamed { .. }
             | Event::PasswordSet { .. }
+            | Event::SshKeyAdded { .. }
+            | Event::SshKeyRelabelled
+            | Event::SshKeyDeleted
             | Event::ReadStateUpdated
             | Event::DmNeedsKey { .. } => {}
             Event::DmOpened { .. }

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 
 use super::dm::{Dm, DmLeft, Invite, PublicKey};
-use super::types::{Actor, Channel, ChannelType, Message, Name, Participant};
-use crate::ids::{ChannelId, InviteId, MessageId, SessionId, UserId};
+use super::types::{Actor, Channel, ChannelType, Message, Name, NewSshKey, Participant};
+use crate::ids::{ChannelId, InviteId, MessageId, SessionId, SshKeyId, UserId};
 
 /// A write. Session rules are already checked; what depends on stored state is checked by the writer, in commit order.
 #[derive(Debug)]
@@ -25,6 +25,16 @@ pub enum Command {
     Rename { user: UserId, nickname: Name },
     /// BEHAVIOUR.md 2.16; aliases of the account end. `None` removes the password, which needs a stored SSH key.
     SetPassword { user: UserId, password_hash: Option<Box<str>> },
+    /// BEHAVIOUR.md 2.16.
+    AddSshKey { user: UserId, key: Box<NewSshKey> },
+    /// BEHAVIOUR.md 2.16.
+    RelabelSshKey { user: UserId, key: SshKeyId, label: Name },
+    /// BEHAVIOUR.md 2.16; refused for the last way to sign in.
+    DeleteSshKey { user: UserId, key: SshKeyId },
+    /// BEHAVIOUR.md 1.8: as `SignIn`, by the key of this fingerprint.
+    SignInByKey { user: UserId, flags: u8, fingerprint: Box<str> },
+    /// BEHAVIOUR.md 1.8: an account made for an unknown key. `password_hash` is of a password nobody knows.
+    RegisterByKey { nickname: Name, password_hash: Box<str>, flags: u8, key: Box<NewSshKey> },
     /// BEHAVIOUR.md 7; `at` in milliseconds, already clamped to now. Never goes back.
     UpdateReadState { user: UserId, channel: ChannelId, at: i64 },
     /// BEHAVIOUR.md 4.2, from step 3 on.
@@ -96,6 +106,12 @@ pub enum Event {
     PasswordSet {
         user: UserId,
     },
+    SshKeyAdded {
+        key: SshKeyId,
+        fingerprint: Box<str>,
+    },
+    SshKeyRelabelled,
+    SshKeyDeleted,
     ReadStateUpdated,
     /// A conversation is there. One that was there before (`is_new` false) is told to nobody but whoever asked.
     DmOpened {
@@ -149,6 +165,14 @@ pub enum Refusal {
     NicknameTaken,
     UserNotFound,
     NoSshKeys,
+    /// The key is stored already, whosever it is.
+    SshKeyExists,
+    /// Missing, or somebody else's.
+    SshKeyNotFound,
+    /// The account has [`crate::limits::SSH_KEYS_PER_USER_MAX`].
+    TooManySshKeys,
+    /// Without it nobody could sign in to the account.
+    LastSshKey,
     /// The initiator has no key and does not want to do without.
     KeyRequired,
     InviteNotFound,

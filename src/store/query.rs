@@ -1,7 +1,7 @@
 //! Every read and its answer, as values.
 
 use super::dm::{DmFound, DmOverview, Viewer};
-use super::types::{Account, Ban, Message, Name, Participant};
+use super::types::{Account, Ban, Message, Name, Participant, SshKey};
 use crate::ids::{ChannelId, MessageId, UserId};
 
 /// A read.
@@ -18,6 +18,10 @@ pub enum Query {
     Account { nickname: Name },
     /// An account by id.
     AccountById { user: UserId },
+    /// An account by the fingerprint of one of its SSH keys.
+    AccountByKey { fingerprint: Box<str> },
+    /// The SSH keys of an account, newest first.
+    SshKeys { user: UserId },
     /// All accounts sorted by nickname (bytes), at most `limit`.
     Accounts { limit: u16 },
     /// BEHAVIOUR.md 7. `since` in milliseconds; `None` = the account's stored read mark. Messages of the
@@ -60,6 +64,7 @@ pub enum Answer {
         ban: Option<Ban>,
     },
     Accounts(Vec<Account>),
+    SshKeys(Vec<SshKey>),
     /// One count per target, in order.
     Unread(Vec<u32>),
     Dm {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::dm::Viewer;
-use crate::ids::{ChannelId, MessageId, SessionId, UserId};
+use crate::ids::{ChannelId, MessageId, SessionId, SshKeyId, UserId};
 
 /// A name that is kept or shown: cheap to clone and to share between shards.
 pub type Name = Arc<[u8]>;
@@ -140,6 +140,30 @@ pub struct Account {
     pub password_hash: Box<str>,
     /// A former nickname still signs in to it (BEHAVIOUR.md 12, D-08).
     pub has_alias: bool,
+}
+
+/// A stored SSH public key (BEHAVIOUR.md 2.16). Times in milliseconds since 1970.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SshKey {
+    pub id: SshKeyId,
+    /// `SHA256:` and unpadded base64.
+    pub fingerprint: Name,
+    /// Name of the algorithm.
+    pub key_type: Name,
+    pub label: Name,
+    pub added_at: i64,
+    /// `None` = never.
+    pub last_used_at: Option<i64>,
+}
+
+/// A public key to be stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewSshKey {
+    pub fingerprint: Box<str>,
+    /// One line as in `authorized_keys`.
+    pub public_key: Box<str>,
+    pub key_type: Box<str>,
+    pub label: Name,
 }
 
 /// An active ban that refuses its subject (BEHAVIOUR.md 5.3).

@@ -10,6 +10,7 @@ mod channels;
 mod dm_rows;
 mod dms;
 mod fault;
+mod keys;
 pub mod lock;
 mod maintenance;
 mod messages;

@@ -11,7 +11,7 @@ use rusqlite::Connection;
 use super::fault::{Fault, Throttle, forget_damage};
 use super::queue::{Queue, Taken};
 use super::visitors::SessionIds;
-use super::{Clock, Observe, dm_rows, messages, read_state, users};
+use super::{Clock, Observe, dm_rows, keys, messages, read_state, users};
 use crate::ids::ChannelId;
 use crate::store::query::UnreadTarget;
 use crate::store::{Answer, Deliver, Message, Query, Ticket, Viewer};
@@ -113,6 +113,8 @@ fn read(view: View<'_>, query: &Query, now: i64) -> rusqlite::Result<Answer> {
         Query::ThreadOf { message } => messages::thread_of(conn, *message).map(Answer::ThreadOf),
         Query::Account { nickname } => users::by_nickname(conn, nickname, now),
         Query::AccountById { user } => users::by_id(conn, *user, now),
+        Query::AccountByKey { fingerprint } => keys::owner(conn, fingerprint, now),
+        Query::SshKeys { user } => keys::list(conn, *user).map(Answer::SshKeys),
         Query::Accounts { limit } => users::list(conn, *limit).map(Answer::Accounts),
         Query::Unread { viewer, since, targets } => {
             let targets = targets.iter().map(|target| view.visible(*viewer, *target));
@@ -132,6 +134,8 @@ fn name(query: &Query) -> &'static str {
         Query::ThreadOf { .. } => "thread_of",
         Query::Account { .. } => "account",
         Query::AccountById { .. } => "account_by_id",
+        Query::AccountByKey { .. } => "account_by_key",
+        Query::SshKeys { .. } => "ssh_keys",
         Query::Accounts { .. } => "accounts",
         Query::Unread { .. } => "unread",
         Query::Dm { .. } => "dm",

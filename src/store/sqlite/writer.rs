@@ -20,7 +20,7 @@ use super::queue::{Queue, Taken};
 use super::row::{self, Failure};
 use super::snowflake::Snowflake;
 use super::visitors::{SessionIds, Visitors};
-use super::{Clock, Observe, dms, read_state, users};
+use super::{Clock, Observe, dms, keys, read_state, users};
 use crate::limits::{VISITOR_POSTS_REMEMBERED, WRITER_BATCH_MAX};
 use crate::store::{Actor, Batch, Channel, Command, Deliver, DmLeft, Event, Outcome, Refusal, Submission};
 
@@ -398,6 +398,13 @@ fn perform(scope: &mut Scope<'_>, command: &Command) -> Result<Event, Failure> {
         Command::SignIn { user, flags } => users::sign_in(scope, *user, *flags),
         Command::Rename { user, nickname } => users::rename(scope, *user, nickname),
         Command::SetPassword { user, password_hash } => users::set_password(scope, *user, password_hash.as_deref()),
+        Command::AddSshKey { user, key } => keys::add(scope, *user, key),
+        Command::RelabelSshKey { user, key, label } => keys::relabel(scope, *user, *key, label),
+        Command::DeleteSshKey { user, key } => keys::delete(scope, *user, *key),
+        Command::SignInByKey { user, flags, fingerprint } => keys::sign_in(scope, *user, *flags, fingerprint),
+        Command::RegisterByKey { nickname, password_hash, flags, key } => {
+            keys::register(scope, nickname, password_hash, *flags, key)
+        }
         Command::UpdateReadState { user, channel, at } => read_state::update(scope, *user, *channel, *at),
         Command::StartDm { initiator, target, allow_unencrypted } => {
             dms::start(scope, initiator, target, *allow_unencrypted)
