@@ -5,7 +5,7 @@ use tracing::{debug, info, warn};
 use crate::clock;
 use crate::metrics::{AuthMethod, AuthResult, RateLimit};
 use crate::passwords::{HashJob, HashOutcome};
-use crate::shard::Shard;
+use crate::shard::{KeyLogin, Shard};
 use crate::shard::roster::Repeat;
 use crate::shard::session::{SessionKey, SignedIn};
 use crate::store::{Account, Answer, Ban, Command, Event, FLAG_ADMIN, Name, Query, Refusal};
@@ -167,9 +167,7 @@ fn verified(shard: &mut Shard, key: SessionKey, account: Account, ban: Option<Ba
         return refuse_sign_in(shard, key, AuthResult::Banned, &ban_text(&ban));
     }
     let flags = shard.settings.flags_for(&account.nickname, account.flags);
-    if account.flags & FLAG_ADMIN > flags & FLAG_ADMIN {
-        info!(user = %lossy(&account.nickname), "admin flag cleared: the account is not in admin_users");
-    }
+    log_cleared_flag(&account, flags);
     let user = account.id;
     shard.submit(key, Command::SignIn { user, flags }, move |shard, key, result| match result {
         Ok(_) => signed_in(shard, key, &account, flags),
@@ -178,23 +176,41 @@ fn verified(shard: &mut Shard, key: SessionKey, account: Account, ban: Option<Ba
     });
 }
 
+/// Operators are told to set the flag in the file, where it does not last (BEHAVIOUR.md 11.4).
+pub fn log_cleared_flag(account: &Account, flags: u8) {
+    if account.flags & FLAG_ADMIN > flags & FLAG_ADMIN {
+        info!(user = %lossy(&account.nickname), "admin flag cleared: the account is not in admin_users");
+    }
+}
+
 fn signed_in(shard: &mut Shard, key: SessionKey, account: &Account, flags: u8) {
     let by_password_at = Some(shard.now.mono);
-    shard.set_account(key, Some(SignedIn { user: account.id, flags }));
     let session = shard.clients.session(key);
     session.busy().by_password_at = by_password_at;
-    session.nickname = Some(account.nickname.clone());
     let (id, nickname) = (session.id, lossy(&account.nickname));
     info!(target: "security", session = id.0, user = %nickname,
         "Session {id}: AUTH_REQUEST succeeded for user {nickname} (id={})", account.id);
-    let text = format!("Welcome back, {nickname}!");
-    let granted = server::SignedIn {
-        user_id: account.id,
-        nickname: &account.nickname,
-        message: text.as_bytes(),
-        user_flags: Tail(Some(flags)),
-    };
     shard.metrics.global().auth(AuthMethod::Password, AuthResult::Ok);
+    welcome(shard, key, SignedIn { user: account.id, flags }, &account.nickname, &format!("Welcome back, {nickname}!"));
+}
+
+/// Whoever came with a key is signed in before the first request (BEHAVIOUR.md 1.8).
+pub fn came_by_key(shard: &mut Shard, key: SessionKey, login: &KeyLogin) {
+    shard.clients.session(key).busy().by_key = Some(login.user);
+    let text = format!("Authenticated via SSH as {}", lossy(&login.nickname));
+    welcome(shard, key, SignedIn { user: login.user, flags: login.flags }, &login.nickname, &text);
+}
+
+/// The session is this account from now on, and everybody who may know it does.
+fn welcome(shard: &mut Shard, key: SessionKey, account: SignedIn, nickname: &Name, text: &str) {
+    shard.set_account(key, Some(account));
+    shard.clients.session(key).nickname = Some(nickname.clone());
+    let granted = server::SignedIn {
+        user_id: account.user,
+        nickname,
+        message: text.as_bytes(),
+        user_flags: Tail(Some(account.flags)),
+    };
     shard.reply(key, server::AuthResponse { outcome: Ok(granted) });
     shard.send_roster(key);
     shard.send_dms(key);
@@ -278,12 +294,13 @@ pub fn change_password(shard: &mut Shard, key: SessionKey, request: &client::Cha
     if !may_attempt(shard, key, &nickname) {
         return password_changed(shard, key, Some(TOO_MANY_ATTEMPTS));
     }
-    let (old, new) = (Box::from(request.old_password_hash), Box::from(request.new_password_hash));
+    let (old, new): (Box<[u8]>, Box<[u8]>) = (request.old_password_hash.into(), request.new_password_hash.into());
     shard.ask(key, Query::AccountById { user: signed_in.user }, move |shard, key, answer| {
         let Answer::Account { account: Some(account), .. } = answer else {
             return password_changed(shard, key, Some("User not found"));
         };
-        if account.password_hash.is_empty() || is_excused(shard, key, &account) {
+        let came_by_key = shard.clients.session(key).busy().by_key == Some(account.id);
+        if account.password_hash.is_empty() || (came_by_key && old.is_empty()) || is_excused(shard, key, &account) {
             return set_password(shard, key, signed_in, new);
         }
         let job = HashJob::Verify { secret: old, stored: Some(account.password_hash) };

@@ -134,7 +134,7 @@ fn admit(
             info!("Connection from {}", crate::log::peer_addr(peer));
             parts.metrics.connections(Transport::Tcp);
             let session = SessionId(NEXT_SESSION.fetch_add(1, Ordering::Relaxed));
-            let accepted = Accepted { stream: crate::net::stream::Socket::Tcp(stream), peer, session, admission };
+            let accepted = Accepted { stream: crate::net::stream::Socket::Tcp(stream), peer, session, admission, login: None };
             parts.bus.send(least_loaded(&parts.metrics, session), ShardEvent::Accepted(Box::new(accepted)));
             Ok(())
         }

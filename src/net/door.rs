@@ -10,7 +10,7 @@ use super::stream::Socket;
 use super::{Admission, Gate, Refusal};
 use crate::ids::SessionId;
 use crate::metrics::{Metrics, RateLimit, Transport};
-use crate::shard::{Accepted, Bus, ShardEvent};
+use crate::shard::{Accepted, Bus, KeyLogin, ShardEvent};
 use crate::wire::WireError;
 use crate::wire::frame::{self, Compression};
 use crate::wire::server::{self, Disconnect, ServerConfig};
@@ -43,11 +43,18 @@ impl Door {
     }
 
     /// Makes a session of a stream that does not block.
-    pub fn enter(&self, stream: Socket, peer: SocketAddr, admission: Admission, transport: Transport) {
+    pub fn enter(
+        &self,
+        stream: Socket,
+        peer: SocketAddr,
+        admission: Admission,
+        transport: Transport,
+        login: Option<KeyLogin>,
+    ) {
         info!("Connection from {}", crate::log::peer_addr(peer));
         self.metrics.connections(transport);
         let session = SessionId(NEXT_SESSION.fetch_add(1, Ordering::Relaxed));
-        let accepted = Accepted { stream, peer, session, admission };
+        let accepted = Accepted { stream, peer, session, admission, login };
         self.bus.send(self.least_loaded(session), ShardEvent::Accepted(Box::new(accepted)));
     }
 

@@ -4,6 +4,8 @@ pub mod acceptor;
 pub mod backlog;
 pub mod door;
 pub mod http;
+pub mod ssh;
+pub mod ssh_login;
 pub mod stream;
 pub mod tcp;
 mod websocket;

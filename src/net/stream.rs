@@ -1,5 +1,5 @@
 //! The byte streams that sessions come over: a TCP connection, or one end of a socket pair whose other end speaks
-//! WebSocket or SSH with the client (see [`super::bridge`]).
+//! WebSocket or SSH with the client.
 
 use std::io::{self, IoSlice, Write};
 use std::net::{Shutdown, TcpStream};
@@ -33,6 +33,14 @@ impl Write for Socket {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// The outer end of a bridged session's stream, for whoever speaks with the client, and the end for its shard.
+pub(super) fn pair() -> io::Result<(tokio::net::UnixStream, Socket)> {
+    let (outer, shards) = UnixStream::pair()?;
+    outer.set_nonblocking(true)?;
+    shards.set_nonblocking(true)?;
+    Ok((tokio::net::UnixStream::from_std(outer)?, Socket::Bridged(shards)))
 }
 
 /// A stream as its shard's runtime watches it.

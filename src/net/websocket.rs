@@ -21,7 +21,7 @@ use tokio_tungstenite::tungstenite::{self, Message};
 use tracing::{debug, error};
 
 use super::door::Door;
-use super::stream::Socket;
+use super::stream;
 use crate::metrics::Transport;
 use crate::wire::frame::{self, LENGTH_MAX};
 
@@ -41,9 +41,9 @@ const FAREWELL: Duration = Duration::from_secs(2);
 pub(super) async fn serve(connection: impl AsyncRead + AsyncWrite + Unpin, peer: SocketAddr, door: &Door) {
     let mut client = WebSocketStream::from_raw_socket(connection, Role::Server, Some(config())).await;
     let outcome = match door.admit(peer) {
-        Ok(admission) => match pair() {
+        Ok(admission) => match stream::pair() {
             Ok((session, bridged)) => {
-                door.enter(bridged, peer, admission, Transport::Websocket);
+                door.enter(bridged, peer, admission, Transport::Websocket, None);
                 carry(client, session).await;
                 return;
             }
@@ -70,14 +70,6 @@ fn config() -> WebSocketConfig {
         .max_write_buffer_size(2 * (MESSAGE_BYTES_MAX + CHUNK_BYTES))
         .max_message_size(Some(MESSAGE_BYTES_MAX))
         .max_frame_size(Some(MESSAGE_BYTES_MAX))
-}
-
-/// Our end of a session's stream, and the end for its shard.
-fn pair() -> io::Result<(UnixStream, Socket)> {
-    let (ours, shards) = std::os::unix::net::UnixStream::pair()?;
-    ours.set_nonblocking(true)?;
-    shards.set_nonblocking(true)?;
-    Ok((UnixStream::from_std(ours)?, Socket::Bridged(shards)))
 }
 
 /// One last message, then the goodbye of the protocol, until the client has answered it.

@@ -13,13 +13,13 @@ use tokio::sync::Notify;
 
 use super::roster::PeerChange;
 use crate::clock;
-use crate::ids::SessionId;
+use crate::ids::{SessionId, UserId};
 use crate::limits::SHARD_BACKLOG_MAX;
 use crate::metrics::{Fanout, FanoutTally};
 use crate::net::Admission;
 use crate::net::stream::Socket;
 use crate::passwords::{DeliverHash, HashOutcome};
-use crate::store::{Answer, Batch, Deliver, Event, Outcome, Ticket};
+use crate::store::{Answer, Batch, Deliver, Event, Name, Outcome, Ticket};
 
 /// Everything a shard can be told.
 #[derive(Debug)]
@@ -78,6 +78,16 @@ pub struct Accepted {
     pub peer: SocketAddr,
     pub session: SessionId,
     pub admission: Admission,
+    /// Set where the way in has found out who this is.
+    pub login: Option<KeyLogin>,
+}
+
+/// The account whose SSH key opened a connection, with the flags it has from now on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyLogin {
+    pub user: UserId,
+    pub nickname: Name,
+    pub flags: u8,
 }
 
 #[derive(Debug)]

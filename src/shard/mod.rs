@@ -31,7 +31,7 @@ use tracing::debug;
 pub use channels::{Channels, NoPlace, Place};
 pub use clients::Clients;
 use clients::key_of;
-pub use event::{Accepted, Bus, ShardEvent};
+pub use event::{Accepted, Bus, KeyLogin, ShardEvent};
 use input::OUTBOX_PAUSE_BYTES;
 use outbox::{Encoder, Flushed, Outbox};
 pub use publish::{created, subchannel_created_text};
@@ -200,9 +200,10 @@ impl Shard {
 
     // What the driver calls.
 
-    /// A connection was admitted: SERVER_CONFIG is its first frame (BEHAVIOUR.md 1.2). Its key may be that of an earlier
+    /// A connection was admitted: SERVER_CONFIG is its first frame (BEHAVIOUR.md 1.2), AUTH_RESPONSE the second of whoever
+    /// came with a key. Its key may be that of an earlier
     /// session, so the driver lets go of those that ended ([`Self::take_departed`]) first.
-    pub fn connect(&mut self, id: SessionId, admission: Admission) -> SessionKey {
+    pub fn connect(&mut self, id: SessionId, admission: Admission, login: Option<&KeyLogin>) -> SessionKey {
         let session = Session::new(id, admission, self.now.mono, self.roster.version());
         let key = key_of(self.clients.sessions.insert(Box::new(session)));
         self.metrics.session_opened();
@@ -210,6 +211,9 @@ impl Shard {
             self.idle.push(Reverse((idle_due(self.now.mono, timeout), id, key)));
         }
         self.reply(key, self.settings.announced.clone());
+        if let Some(login) = login {
+            handlers::auth::came_by_key(self, key, login);
+        }
         key
     }
 
@@ -299,7 +303,7 @@ impl Shard {
             ShardEvent::Peers(changes) => changes.iter().for_each(|change| self.apply_peer(change)),
             ShardEvent::Committed(commit) => commit.iter().for_each(|(outcome, tally)| self.outcome(outcome, tally)),
             ShardEvent::Accepted(accepted) => {
-                self.connect(accepted.session, accepted.admission);
+                self.connect(accepted.session, accepted.admission, accepted.login.as_ref());
             }
             ShardEvent::Stop => self.say_goodbye(),
         }

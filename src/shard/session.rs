@@ -168,6 +168,8 @@ pub struct Busy {
     /// Monotonic milliseconds of the sign-in by password, which for a while excuses the old password of a renamed account
     /// from being compared (D-08).
     pub by_password_at: Option<u64>,
+    /// The account whose key opened this session: its owner may know no password (BEHAVIOUR.md 2.16).
+    pub by_key: Option<UserId>,
     /// A registered nickname was asked about before this session had a name: the sign of a client that believes it is
     /// still signed in (BEHAVIOUR.md 1.5).
     pub believes_signed_in: Belief,

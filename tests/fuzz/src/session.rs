@@ -183,7 +183,7 @@ impl World {
     fn connect(&mut self, address: &str) -> Peer {
         self.sessions += 1;
         let admission = self.gate.admit(address.parse().unwrap()).unwrap();
-        let key = self.shard.connect(SessionId(self.sessions), admission);
+        let key = self.shard.connect(SessionId(self.sessions), admission, None);
         Peer { key, reads: None, received: Vec::new(), pongs: Vec::new(), has_spoken: false, was_slow: false }
     }
 

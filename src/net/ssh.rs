@@ -1,0 +1,379 @@
+//! SSH (BEHAVIOUR.md 1.8, WIRE.md 1): who proves to hold a key is signed in, and each `session` channel is a stream.
+//!
+//! Cryptography runs on a thread of its own; the sessions live on the shards, as all others. Until somebody is signed in
+//! and has opened a channel, a connection has a place within its address's limit, ten seconds, and a few attempts.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use russh::keys::{PrivateKey, PublicKey};
+use russh::server::{self, Auth, ChannelOpenHandle, Config, Handler, Msg, Session, VerifiedPublicKey};
+use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, MethodKind, MethodSet, Pty, SshId};
+use tokio::io::{AsyncWriteExt as _, copy_bidirectional_with_sizes};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, warn};
+
+use super::Admission;
+use super::door::Door;
+use super::ssh_login::{Login, Refused};
+use super::stream;
+use crate::metrics::Transport;
+use crate::shard::KeyLogin;
+use crate::supervise;
+
+/// Clients check the beginning (BEHAVIOUR.md 1.8).
+const IDENTIFICATION: &str = "SSH-2.0-SuperChat";
+
+/// From the connection to the first channel of somebody who is signed in.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client offers its keys one by one.
+const ATTEMPTS_MAX: usize = 10;
+/// Every refusal takes this long, so that it tells nothing.
+const REFUSAL_TIME: Duration = Duration::from_millis(500);
+/// Silence before the client is asked whether it is still there, and how often.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+const KEEPALIVES_MAX: usize = 3;
+
+/// What a client may send into a channel ahead of its session, and the messages that may wait for it.
+const WINDOW_BYTES: u32 = 128 * 1024;
+const WAITING_MAX: usize = 8;
+/// Of each direction of a session.
+const BUFFER_BYTES: usize = 8 * 1024;
+
+/// Pause after a failed accept, as without descriptors.
+const RETRY: Duration = Duration::from_millis(100);
+/// How long a client may take to hear that its session has ended.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// What the port needs.
+pub struct SshParts {
+    pub listener: TcpListener,
+    pub door: Arc<Door>,
+    pub host_key: PrivateKey,
+    pub login: Login,
+    /// Called should the thread end by itself.
+    pub on_panic: Box<dyn FnOnce() + Send>,
+}
+
+/// The SSH port, open until it is stopped.
+pub struct SshServer {
+    /// Accept no more; then, end what is left.
+    stop: Arc<[Notify; 2]>,
+    thread: JoinHandle<()>,
+}
+
+impl SshServer {
+    /// Starts serving.
+    ///
+    /// # Errors
+    /// When the system gives no thread, or no way to watch the socket.
+    pub fn start(parts: SshParts) -> io::Result<Self> {
+        let SshParts { listener, door, host_key, login, on_panic } = parts;
+        listener.set_nonblocking(true)?;
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        // One thread beside for passwords of new accounts.
+        let runtime = runtime.enable_io().enable_time().max_blocking_threads(1).build()?;
+        let site = Arc::new(Site { door, login, config: Arc::new(config(host_key)) });
+        let stop: Arc<[Notify; 2]> = Arc::default();
+        let stopped = Arc::clone(&stop);
+        let thread = supervise::spawn("scd-ssh", move || {
+            let run = || runtime.block_on(run(&site, listener, &stopped));
+            if let Err(error) = catch_unwind(AssertUnwindSafe(run)).unwrap_or(Err(io::ErrorKind::Other.into())) {
+                warn!(%error, "the SSH port ended");
+                on_panic();
+            }
+        })?;
+        Ok(Self { stop, thread })
+    }
+
+    /// Lets nobody in any more. Sessions go on.
+    pub fn stop_accepting(&self) {
+        self.stop[0].notify_one();
+    }
+
+    /// Waits a moment for clients whose sessions have ended, then closes what is left.
+    pub fn stop(self) {
+        self.stop.iter().for_each(Notify::notify_one);
+        if self.thread.join().is_err() {
+            warn!("the thread of the SSH port panicked");
+        }
+    }
+}
+
+fn config(host_key: PrivateKey) -> Config {
+    Config {
+        server_id: SshId::Standard(IDENTIFICATION.into()),
+        methods: MethodSet::from(&[MethodKind::PublicKey][..]),
+        auth_rejection_time: REFUSAL_TIME,
+        auth_rejection_time_initial: Some(Duration::ZERO),
+        keys: vec![host_key],
+        window_size: WINDOW_BYTES,
+        channel_buffer_size: WAITING_MAX,
+        max_auth_attempts: ATTEMPTS_MAX,
+        inactivity_timeout: None,
+        keepalive_interval: Some(KEEPALIVE),
+        keepalive_max: KEEPALIVES_MAX,
+        nodelay: true,
+        ..Config::default()
+    }
+}
+
+struct Site {
+    door: Arc<Door>,
+    login: Login,
+    config: Arc<Config>,
+}
+
+async fn run(site: &Arc<Site>, listener: TcpListener, stop: &[Notify; 2]) -> io::Result<()> {
+    let mut connections = JoinSet::new();
+    tokio::select! {
+        biased;
+        () = stop[0].notified() => {}
+        outcome = accept(site, listener, &mut connections) => return outcome,
+    }
+    stop[1].notified().await;
+    if timeout(FAREWELL, async { while connections.join_next().await.is_some() {} }).await.is_err() {
+        debug!("some clients of the SSH port did not leave in time");
+    }
+    Ok(())
+}
+
+async fn accept(site: &Arc<Site>, listener: TcpListener, connections: &mut JoinSet<()>) -> io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    loop {
+        match listener.accept().await {
+            // Who is refused is not told why: the connection closes before anything is said (BEHAVIOUR.md 1.10).
+            Ok((stream, peer)) => {
+                if let Ok(place) = site.door.admit(peer) {
+                    connections.spawn(serve(Arc::clone(site), stream, peer, place));
+                }
+            }
+            Err(error) => {
+                warn!(%error, "Accept error: {error}");
+                sleep(RETRY).await;
+            }
+        }
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+/// One connection, from its first byte to the end of its last channel.
+async fn serve(site: Arc<Site>, stream: TcpStream, peer: SocketAddr, place: Admission) {
+    if let Err(error) = stream.set_nodelay(true) {
+        return debug!(%error, "connection lost before it was served");
+    }
+    let channels = Arc::new(Channels::default());
+    let visitor = Visitor {
+        site: Arc::clone(&site),
+        peer,
+        place: Some(place),
+        identity: None,
+        channels: Arc::clone(&channels),
+    };
+    let handshake = server::run_stream(Arc::clone(&site.config), stream, visitor);
+    let running = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
+        Ok(Ok(running)) => running,
+        Ok(Err(error)) => return debug!("SSH handshake failed: {error}"),
+        Err(_) => return debug!("SSH handshake failed: no identification in time"),
+    };
+    let handle = running.handle();
+    let in_time = async {
+        if timeout(HANDSHAKE_TIMEOUT, channels.opened.notified()).await.is_ok() {
+            channels.ended.notified().await;
+        }
+    };
+    tokio::pin!(running);
+    tokio::select! {
+        ended = &mut running => return log_end(ended),
+        () = in_time => {}
+    }
+    // A client that has no channel any more, or none in time, has no business here.
+    if handle.disconnect(Disconnect::ByApplication, String::new(), String::new()).await.is_err() {
+        debug!("the client left first");
+    }
+    match timeout(FAREWELL, running).await {
+        Ok(ended) => log_end(ended),
+        Err(_) => debug!("a client of the SSH port did not leave in time"),
+    }
+}
+
+fn log_end(ended: Result<(), russh::Error>) {
+    if let Err(error) = ended {
+        debug!("SSH connection ended: {error}");
+    }
+}
+
+/// The open channels of one connection.
+#[derive(Default)]
+struct Channels {
+    open: AtomicUsize,
+    /// The first one is there.
+    opened: Notify,
+    /// The last one is gone.
+    ended: Notify,
+}
+
+/// One of them, until it is dropped.
+struct Open(Arc<Channels>);
+
+impl Open {
+    fn new(channels: &Arc<Channels>) -> Self {
+        channels.open.fetch_add(1, Ordering::Relaxed);
+        channels.opened.notify_one();
+        Self(Arc::clone(channels))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if self.0.open.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.ended.notify_one();
+        }
+    }
+}
+
+/// The client of one connection.
+struct Visitor {
+    site: Arc<Site>,
+    peer: SocketAddr,
+    /// Held for the connection, then for its first session.
+    place: Option<Admission>,
+    identity: Option<KeyLogin>,
+    channels: Arc<Channels>,
+}
+
+impl Visitor {
+    /// Makes a session of a channel.
+    fn enter(&mut self, channel: Channel<Msg>) -> Result<(), ChannelOpenFailure> {
+        let prohibited = ChannelOpenFailure::AdministrativelyProhibited;
+        let identity = self.identity.clone().ok_or(prohibited)?;
+        let place = match self.place.take() {
+            Some(place) => place,
+            None => self.site.door.admit(self.peer).map_err(|_| ChannelOpenFailure::ResourceShortage)?,
+        };
+        let (session, bridged) = stream::pair().map_err(|_| ChannelOpenFailure::ResourceShortage)?;
+        self.site.door.enter(bridged, self.peer, place, Transport::Ssh, Some(identity));
+        let open = Open::new(&self.channels);
+        tokio::spawn(async move {
+            let _open = open;
+            carry(channel, session).await;
+        });
+        Ok(())
+    }
+}
+
+/// Both directions, until the session or the client has ended.
+async fn carry(channel: Channel<Msg>, mut session: tokio::net::UnixStream) {
+    let mut client = channel.into_stream();
+    let both = copy_bidirectional_with_sizes(&mut client, &mut session, BUFFER_BYTES, BUFFER_BYTES);
+    if let Err(error) = both.await {
+        debug!(%error, "an SSH session was cut");
+    }
+    if timeout(FAREWELL, client.shutdown()).await.is_err() {
+        debug!("a client does not read its goodbye");
+    }
+}
+
+impl Handler for Visitor {
+    type Error = russh::Error;
+
+    /// The signature is verified: from here on the key is the client's.
+    async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Self::Error> {
+        let key: &PublicKey = key.public_key;
+        match self.site.login.by_key(user, key, self.peer.ip()).await {
+            Ok(identity) => {
+                self.identity = Some(identity);
+                Ok(Auth::Accept)
+            }
+            Err(Refused) => Ok(Auth::reject()),
+        }
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Self::Error> {
+        match self.enter(channel) {
+            Ok(()) => reply.accept().await,
+            Err(reason) => reply.reject(reason).await,
+        }
+        Ok(())
+    }
+
+    // What terminals ask for is granted, and means nothing here.
+
+    async fn pty_request(
+        &mut self,
+        channel: ChannelId,
+        _: &str,
+        _: u32,
+        _: u32,
+        _: u32,
+        _: u32,
+        _: &[(Pty, u32)],
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        session.channel_success(channel)
+    }
+
+    async fn shell_request(&mut self, channel: ChannelId, session: &mut Session) -> Result<(), Self::Error> {
+        session.channel_success(channel)
+    }
+
+    async fn env_request(
+        &mut self,
+        channel: ChannelId,
+        _: &str,
+        _: &str,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        session.channel_success(channel)
+    }
+
+    async fn window_change_request(
+        &mut self,
+        channel: ChannelId,
+        _: u32,
+        _: u32,
+        _: u32,
+        _: u32,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        session.channel_success(channel)
+    }
+
+    async fn exec_request(&mut self, channel: ChannelId, _: &[u8], session: &mut Session) -> Result<(), Self::Error> {
+        session.channel_failure(channel)
+    }
+
+    async fn subsystem_request(
+        &mut self,
+        channel: ChannelId,
+        _: &str,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        session.channel_failure(channel)
+    }
+
+    async fn x11_request(
+        &mut self,
+        channel: ChannelId,
+        _: bool,
+        _: &str,
+        _: &str,
+        _: u32,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        session.channel_failure(channel)
+    }
+}
