@@ -17,8 +17,10 @@ use crate::metrics::Metrics;
 use crate::net::backlog;
 use crate::systemd::Notifier;
 
-/// How often the main thread looks at the kernel's queue and says how many are here, in log and status line.
+/// How often the main thread looks at the kernel's queue and at the database, and says how many are here.
 const WATCH_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the status line may change.
+const STATUS_INTERVAL: Duration = Duration::from_secs(2);
 /// Silent looks between two lines about the number of sessions.
 const WATCH_LINES: u32 = 6;
 
