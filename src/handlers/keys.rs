@@ -140,7 +140,8 @@ pub fn delete_ssh_key(shard: &mut Shard, key: SessionKey, request: &client::Dele
 mod tests {
     use super::*;
 
-    const LINE: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti someone@example";
+    const LINE: &str =
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti someone@example";
 
     #[test]
     fn a_key_is_stored_without_its_comment_and_found_by_its_fingerprint() {

@@ -1,24 +1,23 @@
-//! The door: one thread accepts, checks the bounds, and hands each socket to the least loaded shard.
+//! The protocol's own port: one thread accepts, and leads each connection to the door.
 
 use std::collections::VecDeque;
 use std::io::{self, Write as _};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
-use tracing::{debug, info, warn};
+use tokio::sync::Notify;
+use tokio::time::sleep;
+use tracing::{debug, error, warn};
 
-use super::{Gate, Refusal};
-use crate::ids::SessionId;
-use crate::metrics::{Metrics, RateLimit, Transport};
-use crate::shard::{Accepted, Bus, ShardEvent};
+use super::Refusal;
+use super::door::Door;
+use super::stream;
+use crate::metrics::Transport;
 use crate::supervise;
-use crate::wire::frame::{self, Compression};
-use crate::wire::server::{self, Disconnect, ServerConfig};
 
 /// What the kernel is asked to queue; it gives `net.core.somaxconn` at most (BEHAVIOUR.md 1.1).
 const BACKLOG: i32 = 65_535;
@@ -50,19 +49,16 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// What the acceptor needs.
 pub struct AcceptorParts {
+    /// Perhaps not ours alone: whoever started us may hold it for the next server.
     pub listener: TcpListener,
-    pub gate: Arc<Gate>,
-    pub bus: Arc<Bus>,
-    pub metrics: Arc<Metrics>,
-    pub announced: ServerConfig,
-    /// Called should the thread panic: nobody would get in any more.
+    pub door: Arc<Door>,
+    /// Called should the thread end by itself: nobody would get in any more.
     pub on_panic: Box<dyn FnOnce() + Send>,
 }
 
 /// The accepting thread.
 pub struct Acceptor {
-    listener: TcpListener,
-    stopping: Arc<AtomicBool>,
+    stop: Arc<Notify>,
     thread: JoinHandle<()>,
 }
 
@@ -70,50 +66,61 @@ impl Acceptor {
     /// Starts accepting.
     ///
     /// # Errors
-    /// When the system gives no thread or no second handle on the socket.
+    /// When the system gives no thread, or no way to watch the socket.
     pub fn start(mut parts: AcceptorParts) -> io::Result<Self> {
-        let (listener, stopping) = (parts.listener.try_clone()?, Arc::new(AtomicBool::new(false)));
-        let stop = Arc::clone(&stopping);
+        parts.listener.set_nonblocking(true)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+        let stop = Arc::new(Notify::new());
+        let stopped = Arc::clone(&stop);
         let on_panic = std::mem::replace(&mut parts.on_panic, Box::new(|| {}));
         let thread = supervise::spawn("scd-accept", move || {
-            if catch_unwind(AssertUnwindSafe(|| accept_loop(&parts, &stop))).is_err() {
-                on_panic();
+            let accept = || runtime.block_on(accept_until(parts, &stopped));
+            match catch_unwind(AssertUnwindSafe(accept)) {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    error!(%error, "cannot watch the listening socket");
+                    on_panic();
+                }
+                Err(_) => on_panic(),
             }
         })?;
-        Ok(Self { listener, stopping, thread })
+        Ok(Self { stop, thread })
     }
 
-    /// Accepts no more and closes the port.
+    /// Accepts no more and lets go of the socket. That closes the port, unless somebody else holds it too: connections
+    /// then queue there for whoever accepts next, so it is not shut down.
     pub fn stop(self) {
-        self.stopping.store(true, Ordering::Release);
-        // A listener that is shut down returns from accept.
-        if let Err(error) = SockRef::from(&self.listener).shutdown(Shutdown::Both) {
-            debug!(%error, "listener was closed already");
-        }
+        self.stop.notify_one();
         if self.thread.join().is_err() {
             warn!("the accepting thread panicked");
         }
     }
 }
 
-/// Session ids start at 1 and are never used again (BEHAVIOUR.md 1.2).
-static NEXT_SESSION: AtomicU64 = AtomicU64::new(1);
+async fn accept_until(parts: AcceptorParts, stop: &Notify) -> io::Result<()> {
+    tokio::select! {
+        biased;
+        () = stop.notified() => Ok(()),
+        outcome = accept_loop(&parts) => outcome,
+    }
+}
 
-fn accept_loop(parts: &AcceptorParts, stopping: &AtomicBool) {
+async fn accept_loop(parts: &AcceptorParts) -> io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(parts.listener.try_clone()?)?;
     let mut retry = RETRY_MIN;
     let mut lingering = VecDeque::new();
-    while !stopping.load(Ordering::Acquire) {
-        match parts.listener.accept() {
+    loop {
+        match listener.accept().await {
             Ok((stream, peer)) => {
                 retry = RETRY_MIN;
-                if let Err(error) = admit(parts, stream, peer, &mut lingering) {
+                let admitted = stream.into_std().and_then(|stream| admit(parts, stream, peer, &mut lingering));
+                if let Err(error) = admitted {
                     debug!(%error, "connection lost before it was served");
                 }
             }
-            Err(_) if stopping.load(Ordering::Acquire) => return,
             Err(error) => {
                 warn!(%error, "Accept error: {error}");
-                std::thread::sleep(retry);
+                sleep(retry).await;
                 retry = (retry * 2).min(RETRY_MAX);
             }
         }
@@ -127,53 +134,24 @@ fn admit(
     lingering: &mut VecDeque<TcpStream>,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    stream.set_nonblocking(true)?;
     SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
-    match parts.gate.admit(peer.ip()) {
+    match parts.door.admit(peer) {
         Ok(admission) => {
-            info!("Connection from {}", crate::log::peer_addr(peer));
-            parts.metrics.connections(Transport::Tcp);
-            let session = SessionId(NEXT_SESSION.fetch_add(1, Ordering::Relaxed));
-            let accepted = Accepted { stream: crate::net::stream::Socket::Tcp(stream), peer, session, admission, login: None };
-            parts.bus.send(least_loaded(&parts.metrics, session), ShardEvent::Accepted(Box::new(accepted)));
+            parts.door.enter(stream::Socket::Tcp(stream), peer, admission, Transport::Tcp, None);
             Ok(())
         }
-        Err(refusal) => turn_away(parts, stream, peer.ip(), refusal, lingering),
+        Err(refusal) => turn_away(parts, stream, refusal, lingering),
     }
 }
 
-/// The shard with the fewest sessions; a burst whose sessions do not count yet is dealt out in turn.
-fn least_loaded(metrics: &Metrics, session: SessionId) -> usize {
-    let shards = metrics.shards();
-    let start = usize::try_from(session.0).unwrap_or(0) % shards.len();
-    let rotated = (0..shards.len()).map(|offset| (start + offset) % shards.len());
-    rotated.min_by_key(|index| shards[*index].sessions() / 8).unwrap_or(0)
-}
-
-/// SERVER_CONFIG, ERROR, DISCONNECT: every client understands this order (BEHAVIOUR.md 1.10).
+/// Says why, as every client understands it.
 fn turn_away(
     parts: &AcceptorParts,
     mut stream: TcpStream,
-    address: IpAddr,
     refusal: Refusal,
     lingering: &mut VecDeque<TcpStream>,
 ) -> io::Result<()> {
-    parts.metrics.rejected(refusal.label());
-    if refusal == Refusal::AddressLimit {
-        parts.metrics.rate_limit(RateLimit::Connection);
-    }
-    let reason = refusal.text();
-    warn!(target: "security", remote = %crate::log::peer(address), "connection refused, rate limit exceeded: {reason}");
-    let text = reason.as_bytes();
-    let mut bytes = Vec::new();
-    let farewell = [
-        parts.announced.clone().into(),
-        server::Error { error_code: refusal.code().number(), message: text }.into(),
-        Disconnect { reason: Some(text) }.into(),
-    ];
-    for message in farewell {
-        frame::write(&mut bytes, &message, Compression::Never).map_err(io::Error::other)?;
-    }
+    let bytes = parts.door.farewell(refusal).map_err(io::Error::other)?;
     // A fresh socket has room for these few bytes.
     stream.write_all(&bytes)?;
     stream.shutdown(Shutdown::Write)?;

@@ -10,10 +10,11 @@ use super::stream::Socket;
 use super::{Admission, Gate, Refusal};
 use crate::ids::SessionId;
 use crate::metrics::{Metrics, RateLimit, Transport};
+use crate::shard::settings::InForce;
 use crate::shard::{Accepted, Bus, KeyLogin, ShardEvent};
 use crate::wire::WireError;
 use crate::wire::frame::{self, Compression};
-use crate::wire::server::{self, Disconnect, ServerConfig};
+use crate::wire::server::{self, Disconnect};
 
 /// Session ids start at 1 and are never used again (BEHAVIOUR.md 1.2).
 static NEXT_SESSION: AtomicU64 = AtomicU64::new(1);
@@ -23,7 +24,7 @@ pub struct Door {
     pub gate: Arc<Gate>,
     pub bus: Arc<Bus>,
     pub metrics: Arc<Metrics>,
-    pub announced: ServerConfig,
+    pub settings: Arc<InForce>,
 }
 
 impl Door {
@@ -73,7 +74,7 @@ impl Door {
     pub fn farewell(&self, refusal: Refusal) -> Result<Vec<u8>, WireError> {
         let text = refusal.text().as_bytes();
         let farewell = [
-            self.announced.clone().into(),
+            self.settings.get().announced.clone().into(),
             server::Error { error_code: refusal.code().number(), message: text }.into(),
             Disconnect { reason: Some(text) }.into(),
         ];

@@ -241,7 +241,12 @@ struct Visit<'a> {
 }
 
 impl Site {
-    fn answer(&self, request: Request<Incoming>, peer: SocketAddr, upgrade: &Cell<Option<Upgrade>>) -> Response<String> {
+    fn answer(
+        &self,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+        upgrade: &Cell<Option<Upgrade>>,
+    ) -> Response<String> {
         let started = clock::monotonic();
         let route = ROUTES.iter().find(|route| route.path == request.uri().path());
         let is_head = request.method() == Method::HEAD;

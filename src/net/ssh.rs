@@ -171,13 +171,8 @@ async fn serve(site: Arc<Site>, stream: TcpStream, peer: SocketAddr, place: Admi
         return debug!(%error, "connection lost before it was served");
     }
     let channels = Arc::new(Channels::default());
-    let visitor = Visitor {
-        site: Arc::clone(&site),
-        peer,
-        place: Some(place),
-        identity: None,
-        channels: Arc::clone(&channels),
-    };
+    let visitor =
+        Visitor { site: Arc::clone(&site), peer, place: Some(place), identity: None, channels: Arc::clone(&channels) };
     let handshake = server::run_stream(Arc::clone(&site.config), stream, visitor);
     let running = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
         Ok(Ok(running)) => running,

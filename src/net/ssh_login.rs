@@ -18,8 +18,9 @@ use crate::handlers::{auth, keys};
 use crate::log;
 use crate::metrics::{AuthMethod, AuthResult, Metrics};
 use crate::passwords;
+use crate::shard::KeyLogin;
 use crate::shard::rate::SlidingWindow;
-use crate::shard::{ChatSettings, KeyLogin};
+use crate::shard::settings::InForce;
 use crate::store::desk::{Desk, DeskError};
 use crate::store::{Account, Answer, Command, Event, NewSshKey, Query, Refusal, Store};
 use crate::text;
@@ -54,8 +55,9 @@ pub enum HostKeyError {
 pub fn host_key(path: &Path) -> Result<PrivateKey, HostKeyError> {
     let io_error = |source| HostKeyError::Io { path: path.to_owned(), source };
     match std::fs::read_to_string(path) {
-        Ok(text) => decode_secret_key(&text, None)
-            .map_err(|source| HostKeyError::Unreadable { path: path.to_owned(), source }),
+        Ok(text) => {
+            decode_secret_key(&text, None).map_err(|source| HostKeyError::Unreadable { path: path.to_owned(), source })
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let key = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519)?;
             save(path, key.to_openssh(LineEnding::LF)?.as_bytes()).map_err(io_error)?;
@@ -80,12 +82,12 @@ pub struct Login {
     store: Arc<dyn Store>,
     desk: Arc<Desk>,
     metrics: Arc<Metrics>,
-    settings: Arc<ChatSettings>,
+    settings: Arc<InForce>,
     registrations: SlidingWindow<IpAddr>,
 }
 
 impl Login {
-    pub fn new(store: Arc<dyn Store>, desk: Arc<Desk>, metrics: Arc<Metrics>, settings: Arc<ChatSettings>) -> Self {
+    pub fn new(store: Arc<dyn Store>, desk: Arc<Desk>, metrics: Arc<Metrics>, settings: Arc<InForce>) -> Self {
         let registrations = SlidingWindow::new(Some(REGISTRATIONS_MAX), REGISTRATIONS_PERIOD_MS);
         Self { store, desk, metrics, settings, registrations }
     }
@@ -142,7 +144,7 @@ impl Attempt<'_> {
     }
 
     async fn sign_in(&self, account: Account) -> Result<KeyLogin, Refused> {
-        let flags = self.login.settings.flags_for(&account.nickname, account.flags);
+        let flags = self.login.settings.get().flags_for(&account.nickname, account.flags);
         auth::log_cleared_flag(&account, flags);
         let command = Command::SignInByKey { user: account.id, flags, fingerprint: self.fingerprint.clone() };
         match self.login.desk.submit(&*self.login.store, command).await {
@@ -163,7 +165,8 @@ impl Attempt<'_> {
     /// An account for an unknown key, under the name that the client gave itself.
     async fn register(&self, key: &PublicKey) -> Result<KeyLogin, Refused> {
         let Some(nickname) = text::nickname(self.user.as_bytes()) else {
-            return Err(self.refuse(AuthResult::Failed, "the name is no nickname, and the public key does not match any account"));
+            return Err(self
+                .refuse(AuthResult::Failed, "the name is no nickname, and the public key does not match any account"));
         };
         let taken = self.login.desk.ask(&*self.login.store, Query::Account { nickname: nickname.clone() }).await;
         match taken {
@@ -187,7 +190,7 @@ impl Attempt<'_> {
         let Some(password_hash) = unknown_password().await else {
             return Err(self.refuse(AuthResult::Failed, "no password could be made"));
         };
-        let flags = self.login.settings.flags_for(&nickname, 0);
+        let flags = self.login.settings.get().flags_for(&nickname, 0);
         let command = Command::RegisterByKey { nickname: nickname.clone(), password_hash, flags, key: Box::new(key) };
         match self.login.desk.submit(&*self.login.store, command).await {
             Ok(Event::Registered { user, nickname, flags }) => {

@@ -12,7 +12,7 @@ use crate::admin::health::Health;
 use crate::clock;
 use crate::config::{self, Settings};
 use crate::metrics::{DbError, Metrics};
-use crate::shard::Bus;
+use crate::store::desk::Desk;
 use crate::store::sqlite::open::{self, OpenOptions};
 use crate::store::sqlite::seeds::{SeedChannel, insert_seeds};
 use crate::store::sqlite::{self, Fault, Observe, SqliteStore};
@@ -22,7 +22,7 @@ use crate::store::{Channel, Deliver};
 pub(super) fn start_store(
     settings: &Settings,
     database: &Path,
-    bus: &Arc<Bus>,
+    desk: &Arc<Desk>,
     metrics: &Arc<Metrics>,
     health: &Arc<Health>,
     fatal: mpsc::Sender<()>,
@@ -49,7 +49,7 @@ pub(super) fn start_store(
                 interval: settings.retention.cleanup_interval_minutes,
             },
             channels: channels.clone(),
-            deliver: Arc::clone(bus) as Arc<dyn Deliver>,
+            deliver: Arc::clone(desk) as Arc<dyn Deliver>,
             clock: Arc::new(SystemClock),
             observe: Arc::new(StoreWatch { metrics: Arc::clone(metrics), health: Arc::clone(health) }),
             on_writer_exit: Box::new(move |orderly| {

@@ -100,11 +100,7 @@ pub(super) fn takes_part(
 }
 
 /// The conversation that both take part in, the oldest if old files hold several.
-pub(super) fn between(
-    conn: &Connection,
-    sessions: SessionIds,
-    pair: Pair<'_>,
-) -> rusqlite::Result<Option<ChannelId>> {
+pub(super) fn between(conn: &Connection, sessions: SessionIds, pair: Pair<'_>) -> rusqlite::Result<Option<ChannelId>> {
     let [one, other] = pair.map(|who| Key::of(sessions, who));
     let sql = format!(
         "SELECT c.id FROM ChannelParticipant AS a
@@ -147,7 +143,8 @@ pub(super) fn key(conn: &Connection, user: UserId) -> rusqlite::Result<Option<Pu
 pub(super) fn side(conn: &Connection, who: &Participant, is_encrypted: bool) -> rusqlite::Result<DmSide> {
     let mut who = who.clone();
     let Some(user) = who.user else { return Ok(DmSide { who, key: None }) };
-    let current = row::first(conn, "SELECT nickname FROM User WHERE id = ?1", [user.as_sql()], |row| row::name(row, 0))?;
+    let current =
+        row::first(conn, "SELECT nickname FROM User WHERE id = ?1", [user.as_sql()], |row| row::name(row, 0))?;
     who.nickname = current.unwrap_or(who.nickname);
     let key = if is_encrypted { key(conn, user)? } else { None };
     Ok(DmSide { who, key })

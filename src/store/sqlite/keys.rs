@@ -10,12 +10,9 @@ use crate::limits::SSH_KEYS_PER_USER_MAX;
 use crate::store::{Answer, Event, Name, NewSshKey, Refusal, SshKey};
 
 pub(super) fn add(scope: &Scope<'_>, user: UserId, key: &NewSshKey) -> Result<Event, Failure> {
-    let stored = row::first(
-        scope.conn,
-        "SELECT COUNT(*) FROM SSHKey WHERE user_id = ?1",
-        [user.as_sql()],
-        |row| row::number(row, 0),
-    )?;
+    let stored = row::first(scope.conn, "SELECT COUNT(*) FROM SSHKey WHERE user_id = ?1", [user.as_sql()], |row| {
+        row::number(row, 0)
+    })?;
     if stored.unwrap_or(0) >= i64::from(SSH_KEYS_PER_USER_MAX) {
         return Err(Refusal::TooManySshKeys.into());
     }
