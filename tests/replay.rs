@@ -25,15 +25,17 @@ mod script;
 mod world;
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use deviations::Deviations;
-use player::{Stage, play};
+use player::{Stage, Way, play};
 use script::{Item, Script, What};
 use serde_json::json;
 use superchat::ids::ChannelId;
 use superchat::wire::client::ListChannels;
 use support::client::PATIENCE;
+use support::server::free_port;
 use support::{Client, Server, Settings};
 
 /// Captures that cannot be replayed yet, with the reason.
@@ -41,8 +43,6 @@ const WAITING: &[(&str, &str)] = &[
     ("admin_bans", "administration comes with a later part of the server"),
     ("directory_rate_limit", "the directory comes with a later part of the server"),
     ("directory_register", "the directory comes with a later part of the server"),
-    ("ssh_key_management", "SSH keys come with a later part of the server"),
-    ("websocket_session", "WebSocket comes with a later part of the server"),
 ];
 
 /// A test per capture, named like it.
@@ -74,23 +74,41 @@ replays! {
     ping_and_goodbyes
     server_shutdown
     simulator
+    ssh_key_management
     terminal_client_first_run
     thread_replies_live
     unread_counts
     user_lists_and_presence
+    websocket_session
+}
+
+/// What visitors do looks the same through the browser's way in.
+#[test]
+fn captures_of_visitors_replay_over_websocket() {
+    for name in ["anonymous_browse_and_post", "compression_version_2", "dm_plain_anonymous", "thread_replies_live"] {
+        replay_over(name, Way::WebSocket);
+    }
 }
 
 fn replay(name: &str) {
+    replay_over(name, if name == "websocket_session" { Way::WebSocket } else { Way::Tcp });
+}
+
+fn replay_over(name: &str, way: Way) {
     let (script, _) = rules::apply(script::load(name));
-    let mut server = Server::start(settings(&script));
-    let address = server.address();
+    let http_port = if way == Way::WebSocket { free_port() } else { 0 };
+    let mut server = Server::start(settings(&script).set("server", "http_port", http_port));
+    let address = match way {
+        Way::Tcp => server.address(),
+        Way::WebSocket => (Ipv4Addr::LOCALHOST, http_port).into(),
+    };
     let mut stopped = false;
     let found = {
         let mut stop = || {
             server.ask_to_stop();
             stopped = true;
         };
-        play(&script, Stage { address, patience: PATIENCE, stop: &mut stop })
+        play(&script, Stage { address, way, patience: PATIENCE, stop: &mut stop })
     };
     report(name, &found);
     let code = if stopped { server.wait().code() } else { server.stop() };
@@ -156,7 +174,7 @@ fn rules_needed_are_those_listed() {
 /// Plays `played` to a player who expects `expected`; both what the player and what the server noticed.
 fn rehearse(expected: &Script, played: Script, patience: Duration) -> (Vec<String>, Vec<String>) {
     let (address, thread) = echo::serve(played);
-    let found = play(expected, Stage { address, patience, stop: &mut || {} });
+    let found = play(expected, Stage { address, way: Way::Tcp, patience, stop: &mut || {} });
     (found, thread.join().unwrap())
 }
 

@@ -24,9 +24,17 @@ const DIFFERENCES_MAX: usize = 20;
 /// Times of requests below can only be seconds (BEHAVIOUR.md 7).
 const SECONDS_BELOW: i64 = 100_000_000_000;
 
+/// By which way to come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    Tcp,
+    WebSocket,
+}
+
 /// Where to play, and how.
 pub struct Stage<'s> {
     pub address: SocketAddr,
+    pub way: Way,
     /// How long an expected frame may take.
     pub patience: Duration,
     /// Does what makes the server stop.
@@ -130,7 +138,11 @@ impl Player<'_> {
     fn open(&mut self, step: &Item) {
         let recorded_pause = Duration::from_secs_f64((step.t_ms - self.last_t_ms).max(0.0) / 1000.0);
         std::thread::sleep(recorded_pause.min(TICK));
-        match Link::connect(self.stage.address) {
+        let connected = match self.stage.way {
+            Way::Tcp => Link::connect(self.stage.address),
+            Way::WebSocket => Link::connect_web(self.stage.address),
+        };
+        match connected {
             Ok(link) => {
                 let conn = Conn {
                     link,

@@ -23,3 +23,4 @@ mod subchannels;
 mod threads;
 mod unread;
 mod users;
+mod ways_in;

@@ -52,7 +52,14 @@ impl Client {
     /// # Panics
     /// When anything else comes first.
     pub fn connect(address: SocketAddr) -> Self {
-        let link = Link::connect(address).unwrap_or_else(|error| panic!("cannot connect to {address}: {error}"));
+        Self::over(Link::connect(address).unwrap_or_else(|error| panic!("cannot connect to {address}: {error}")))
+    }
+
+    /// Reads SERVER_CONFIG from a connection by any way in.
+    ///
+    /// # Panics
+    /// When anything else comes first.
+    pub fn over(link: Link) -> Self {
         let mut client = Self { link, config: Fields::new(), version: VERSION, aside: VecDeque::new(), pings: 0 };
         client.config = client.expect_reply("SERVER_CONFIG");
         client

@@ -1,14 +1,19 @@
-//! One TCP connection as frames: what came, decoded, and when nothing does.
+//! One connection as frames, by whichever way in: what came, decoded, and when nothing does.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use superchat::wire::ServerMessage;
 use superchat::wire::frame::{self, Frame};
 use superchat::wire::json::{encode_line, from_hex, to_hex};
+use tokio_tungstenite::tungstenite::{self, Message, WebSocket};
 
 use super::clock;
 
@@ -57,29 +62,99 @@ pub enum Incoming {
 /// A connection and the bytes of it that are no whole frame yet.
 #[derive(Debug)]
 pub struct Link {
-    stream: TcpStream,
+    carrier: Carrier,
     bytes: Vec<u8>,
 }
 
+/// What carries the bytes.
+#[derive(Debug)]
+enum Carrier {
+    Tcp(TcpStream),
+    Web(Box<WebSocket<TcpStream>>),
+    /// Standard input and output of OpenSSH's client.
+    Ssh {
+        stream: UnixStream,
+        client: Child,
+    },
+}
+
+impl Drop for Carrier {
+    fn drop(&mut self) {
+        if let Self::Ssh { client, .. } = self {
+            // It may have ended with its session.
+            let _already_gone = client.kill();
+            let _status = client.wait();
+        }
+    }
+}
+
 impl Link {
+    fn over(carrier: Carrier) -> Self {
+        Self { carrier, bytes: Vec::new() }
+    }
+
     /// # Errors
     /// As [`TcpStream::connect`].
     pub fn connect(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, bytes: Vec::new() })
+        Ok(Self::over(Carrier::Tcp(stream)))
+    }
+
+    /// Upgrades a connection to the public HTTP port.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn connect_web(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        let (socket, _) =
+            tungstenite::client(format!("ws://{address}/ws"), stream).map_err(|error| io::Error::other(error.to_string()))?;
+        Ok(Self::over(Carrier::Web(Box::new(socket))))
+    }
+
+    /// Starts OpenSSH's client with a private key; what it complains of goes to its caller's standard error.
+    ///
+    /// # Panics
+    /// Without that client.
+    pub fn connect_ssh(address: SocketAddr, user: &str, key: &Path) -> Self {
+        let (stream, clients) = UnixStream::pair().unwrap();
+        let clients = OwnedFd::from(clients);
+        let mut command = Command::new("ssh");
+        command.args(["-F", "none", "-T", "-p", &address.port().to_string(), "-l", user, "-i"]).arg(key);
+        for option in [
+            "BatchMode=yes",
+            "IdentitiesOnly=yes",
+            "StrictHostKeyChecking=no",
+            "UserKnownHostsFile=/dev/null",
+            "LogLevel=ERROR",
+        ] {
+            command.args(["-o", option]);
+        }
+        command.arg(address.ip().to_string());
+        command.stdin(Stdio::from(clients.try_clone().unwrap())).stdout(Stdio::from(clients));
+        let client = command.spawn().unwrap_or_else(|error| panic!("apt-get install openssh-client: {error}"));
+        Self::over(Carrier::Ssh { stream, client })
     }
 
     /// # Errors
     /// When the connection is gone.
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.stream.write_all(bytes)
+        match &mut self.carrier {
+            Carrier::Tcp(stream) => stream.write_all(bytes),
+            Carrier::Ssh { stream, .. } => stream.write_all(bytes),
+            Carrier::Web(socket) => socket.send(Message::Binary(bytes.to_vec().into())).map_err(io_error),
+        }
     }
 
     /// Says that nothing more will be sent; the server's last words can still be read.
-    pub fn hang_up(&self) {
+    pub fn hang_up(&mut self) {
         // A connection that the server already ended has nothing to shut down.
-        let _already_gone = self.stream.shutdown(Shutdown::Write);
+        let _already_gone = match &mut self.carrier {
+            Carrier::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Carrier::Ssh { stream, .. } => stream.shutdown(Shutdown::Write),
+            Carrier::Web(socket) => socket.close(None).map_err(io_error),
+        };
     }
 
     /// The next frame, or why there is none within `patience`.
@@ -107,8 +182,20 @@ impl Link {
 
     fn fill(&mut self, patience: Duration) -> io::Result<usize> {
         let mut chunk = [0; 16 * 1024];
-        self.stream.set_read_timeout(Some(patience))?;
-        let count = self.stream.read(&mut chunk)?;
+        let count = match &mut self.carrier {
+            Carrier::Tcp(stream) => {
+                stream.set_read_timeout(Some(patience))?;
+                stream.read(&mut chunk)?
+            }
+            Carrier::Ssh { stream, .. } => {
+                stream.set_read_timeout(Some(patience))?;
+                stream.read(&mut chunk)?
+            }
+            Carrier::Web(socket) => {
+                socket.get_ref().set_read_timeout(Some(patience))?;
+                return self.bytes.write(&next_binary(socket)?);
+            }
+        };
         self.bytes.extend_from_slice(&chunk[..count]);
         Ok(count)
     }
@@ -121,6 +208,26 @@ impl Link {
         };
         self.bytes.drain(..used);
         Some(incoming)
+    }
+}
+
+/// What the next message brings; nothing when there is none any more.
+fn next_binary(socket: &mut WebSocket<TcpStream>) -> io::Result<Vec<u8>> {
+    loop {
+        match socket.read() {
+            Ok(Message::Binary(bytes)) => return Ok(bytes.to_vec()),
+            Ok(Message::Ping(_) | Message::Pong(_)) => {}
+            Ok(Message::Close(_)) | Err(tungstenite::Error::ConnectionClosed) => return Ok(Vec::new()),
+            Ok(other) => return Err(io::Error::other(format!("not binary: {other:?}"))),
+            Err(error) => return Err(io_error(error)),
+        }
+    }
+}
+
+fn io_error(error: tungstenite::Error) -> io::Error {
+    match error {
+        tungstenite::Error::Io(error) => error,
+        error => io::Error::other(error.to_string()),
     }
 }
 
