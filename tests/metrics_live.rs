@@ -487,6 +487,22 @@ fn slow_reader(address: SocketAddr) -> Socket {
 }
 
 #[test]
+fn work_within_one_turn_takes_time() {
+    const PINGS: usize = 1000;
+    let observed = Observed::start(Settings::new());
+    let before = observed.scrape();
+    let mut alice = observed.client();
+    alice.send_raw(&[0, 0, 0, 11, 1, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0].repeat(PINGS));
+    (0..PINGS).for_each(|_| drop(alice.expect_reply("PONG")));
+    let after = observed.scrape();
+    let took =
+        |series: &str| after.grown(&before, &format!("superchat_request_duration_seconds_{series}{{type=\"PING\"}}"));
+    let mean = took("sum") / took("count");
+    // They come in one read or a few, and each waits for those before it.
+    assert!(mean > 2e-6 && mean < 1.0, "{mean} s");
+}
+
+#[test]
 fn heartbeats_are_counted_apart() {
     let observed = Observed::start(Settings::new());
     let before = observed.scrape();

@@ -180,6 +180,7 @@ fn run(loaded: &Loaded, database: &Path, listener: TcpListener, log: &Logging) -
         bus: Arc::clone(&bus),
         rates: Arc::clone(&rates),
         metrics: Arc::clone(&metrics),
+        stopwatch: tcp::mono_micros,
         now: tcp::now(),
     };
     let (ended, shard_ends) = sync_channel(shards);
