@@ -34,6 +34,7 @@ needs_everything() {
     needs sqlite3 sqlite3
     needs unshare util-linux
     needs ps procps
+    needs journalctl systemd
     needs_monitoring
     if ! cargo fmt --version >/dev/null 2>&1; then rustup component add rustfmt; fi
     if ! cargo clippy --version >/dev/null 2>&1; then rustup component add clippy; fi

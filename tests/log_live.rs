@@ -4,6 +4,9 @@
 
 mod support;
 
+#[path = "log_live/journald.rs"]
+mod journald;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
