@@ -124,6 +124,27 @@ fn requests_of_all_shards_have_numbers_of_their_own() {
 }
 
 #[test]
+fn a_start_says_what_operators_look_for() {
+    let server = Server::start(Settings::new().set("admin", "metrics_listen", "127.0.0.1:0"));
+    let port = server.address().port();
+    let texts = [
+        format!("Config: {}", server.home().join("config.toml").display()),
+        format!("Database: {}", server.database().display()),
+        "Available channels (5):".to_owned(),
+        "Metrics server listening on :".to_owned(),
+        "Directory mode enabled (servers can register)".to_owned(),
+        format!("SuperChat server {} started successfully", env!("CARGO_PKG_VERSION")),
+        format!("Port: {port}"),
+        "Available connection methods:".to_owned(),
+        format!("  - Binary Protocol (TCP): port {port}"),
+        format!("Server started on port {port}"),
+    ];
+    for text in texts {
+        line(&server, &text, |line| line.contains(&format!("[INFO] {text}")));
+    }
+}
+
+#[test]
 fn what_no_request_causes_belongs_to_nobody() {
     let server = Server::start(Settings::new().argument("--log-format=json"));
     let mut alice = server.client_named("alice");
