@@ -112,7 +112,8 @@ mod tests {
     #[test]
     fn what_is_told_late_is_told_once() {
         let mut refusals = Refusals::default();
-        (0..6).for_each(|_| drop(refusals.add(0)));
+        let first_window: Vec<_> = (0..6).map(|_| refusals.add(0)).collect();
+        assert_eq!(first_window[5], Fate::ToldAt(WINDOW_MS));
         let next_window: Vec<_> = (0..6).map(|_| refusals.add(WINDOW_MS)).collect();
         assert_eq!(next_window[5], Fate::Counted, "the line for the first window has not come yet");
         assert_eq!(refusals.take_unlogged(), 2);
