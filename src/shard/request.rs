@@ -61,7 +61,8 @@ impl Shard {
         }
     }
 
-    /// A turn has one time, so the work within it would take none: the clock itself is asked, which costs 25 to 50 ns.
+    /// A turn has one time, so the work within it would take none: the clock itself is asked. That costs 0.1 us, the
+    /// write to the socket that follows 4.
     fn micros_taken(&self) -> u64 {
         (self.stopwatch)().saturating_sub(self.request.read_at)
     }
