@@ -132,7 +132,7 @@ fn a_start_says_what_operators_look_for() {
         format!("Database: {}", server.database().display()),
         "Available channels (5):".to_owned(),
         "Metrics server listening on :".to_owned(),
-        "Directory mode enabled (servers can register)".to_owned(),
+        "Directory mode enabled".to_owned(),
         format!("SuperChat server {} started successfully", env!("CARGO_PKG_VERSION")),
         format!("Port: {port}"),
         "Available connection methods:".to_owned(),

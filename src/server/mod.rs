@@ -297,7 +297,7 @@ fn announce_start(settings: &Settings, database: &Path, port: u16) {
             backlog::ADVISED
         );
     }
-    let directory = if settings.discovery.directory_enabled { "enabled (servers can register)" } else { "disabled" };
+    let directory = if settings.discovery.directory_enabled { "enabled" } else { "disabled" };
     info!("Directory mode {directory}");
     info!(database = %database.display(), "SuperChat server {} started successfully", env!("CARGO_PKG_VERSION"));
     info!("Port: {port}");

@@ -8,10 +8,10 @@ use super::session::{Session, SessionKey};
 use crate::log;
 use crate::metrics::{Label as _, RateLimit};
 
-/// Lines that one session may cause within [`WINDOW_MS`]; enough for tools that count them to see an attack.
+/// Lines that one session may cause in a window; enough for tools that count them to see an attack.
 const LINES_MAX: u32 = 5;
 
-/// After that long one line tells of the refusals that got none of their own, milliseconds.
+/// A window, and how long refusals without a line of their own may wait for the one that tells of them all, milliseconds.
 const WINDOW_MS: u64 = 5_000;
 
 /// What the log was told of one session's refusals.
@@ -43,7 +43,7 @@ impl Refusals {
             return Fate::Logged;
         }
         self.unlogged += 1;
-        if self.unlogged == 1 { Fate::ToldAt(self.window_ends) } else { Fate::Counted }
+        if self.unlogged == 1 { Fate::ToldAt(now + WINDOW_MS) } else { Fate::Counted }
     }
 
     fn take_unlogged(&mut self) -> u64 {
@@ -103,9 +103,9 @@ mod tests {
         let mut refusals = Refusals::default();
         let fates: Vec<_> = (0..8).map(|ms| refusals.add(1_000 + ms)).collect();
         assert!(fates[..5].iter().all(|fate| *fate == Fate::Logged));
-        assert_eq!(fates[5..], [Fate::ToldAt(6_000), Fate::Counted, Fate::Counted]);
+        assert_eq!(fates[5..], [Fate::ToldAt(6_005), Fate::Counted, Fate::Counted]);
         assert_eq!((refusals.take_unlogged(), refusals.take_unlogged()), (3, 0));
-        assert_eq!(refusals.add(5_999), Fate::ToldAt(6_000), "the window is not over");
+        assert_eq!(refusals.add(5_999), Fate::ToldAt(10_999), "the window is not over");
         assert_eq!(refusals.add(6_000), Fate::Logged);
     }
 
