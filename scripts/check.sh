@@ -34,6 +34,12 @@ needs_monitoring() {
     if ! /usr/bin/python3 -c "import yaml" 2>/dev/null; then installs python3-yaml; fi
 }
 
+needs_systemd() {
+    needs systemd-analyze systemd
+    needs systemd-socket-activate systemd
+    needs strace strace
+}
+
 needs_everything() {
     needs_compilers
     needs sqlite3 sqlite3
@@ -41,6 +47,7 @@ needs_everything() {
     needs ps procps
     needs journalctl systemd
     needs_monitoring
+    needs_systemd
     if ! cargo fmt --version >/dev/null 2>&1; then rustup component add rustfmt; fi
     if ! cargo clippy --version >/dev/null 2>&1; then rustup component add clippy; fi
     if ! cargo nextest --version >/dev/null 2>&1; then cargo install cargo-nextest --locked; fi
