@@ -1,6 +1,7 @@
 //! SuperChat server library; the binary `scd` is a thin shell around it.
 
 pub mod admin;
+pub mod backup;
 pub mod cli;
 pub mod client;
 pub mod clock;

@@ -2,12 +2,13 @@
 //! 1; `check-config` answers a wrong configuration with 1, because that is its finding.
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
-use superchat::cli::{self, Command, FrameCommand, Input, Stop};
+use superchat::cli::{self, Command, DatabaseFlags, FrameCommand, Input, Stop};
 use superchat::config::{self, Environment, Flags};
 use superchat::wire::json::{JsonError, decode_line, encode_line};
-use superchat::{client, server};
+use superchat::{backup, client, server};
 
 /// Unused memory goes back to the system within a second, by a thread of the allocator's own.
 #[expect(
@@ -39,6 +40,17 @@ fn run(command: &Command) -> ExitCode {
         Command::ConfigExample { markdown: false } => print(&config::example()),
         Command::Serve(flags) => serve(&flags.flags()),
         Command::Health { flags, ready } => health(&flags.flags(), *ready),
+        Command::Backup { target, keep, verify, database } => with_database(database, |database| {
+            let keep = keep.map(|keep| keep as usize);
+            Ok((backup::back_up(&backup::Order { database, target, keep, verify: *verify })?, true))
+        }),
+        Command::Restore { file, database } => {
+            with_database(database, |database| Ok((backup::restore(file, database)?, true)))
+        }
+        Command::Check(database) => with_database(database, |database| {
+            let verdict = backup::check(database);
+            Ok((verdict.lines, verdict.is_sound))
+        }),
         Command::Frame(FrameCommand::Decode { hex }) => {
             translate(hex, |line| decode_line(line).map(|json| json.to_string()))
         }
@@ -59,6 +71,18 @@ fn serve(flags: &Flags) -> ExitCode {
     match server::serve(&loaded, &environment) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => complain(&error.to_string(), FAILED),
+    }
+}
+
+/// Answers with what `work` makes of the configured database: lines, and whether all is well.
+fn with_database(flags: &DatabaseFlags, work: impl FnOnce(&Path) -> Result<(String, bool), String>) -> ExitCode {
+    let loaded = match config::load(&Environment::of_process(), &flags.flags()) {
+        Ok(loaded) => loaded,
+        Err(error) => return complain(&error.to_string(), WRONG_USAGE),
+    };
+    match work(&loaded.settings.server.database_path) {
+        Ok((lines, is_well)) => verdict(&lines, is_well),
+        Err(line) => complain(&line, FAILED),
     }
 }
 
@@ -121,6 +145,14 @@ fn check_config(flags: &Flags) -> ExitCode {
             print(&loaded.report())
         }
         Err(error) => complain(&error.to_string(), FAILED),
+    }
+}
+
+/// Findings are an answer, even when they are bad news.
+fn verdict(lines: &str, is_well: bool) -> ExitCode {
+    match print(lines) {
+        ExitCode::SUCCESS if !is_well => ExitCode::from(FAILED),
+        code => code,
     }
 }
 
