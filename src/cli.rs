@@ -56,6 +56,22 @@ pub enum Command {
     },
     /// Look at a database without touching it: is it whole, and what would the server change; exits with 0 or 1
     Check(DatabaseFlags),
+    /// Check this host and what the server finds here, with what to do about it; exits with 1 if anything fails
+    Doctor {
+        /// Print the findings as JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        flags: SettingFlags,
+    },
+    /// Collect what helps to find a fault into one archive: no message, no secret
+    SupportBundle {
+        /// The archive to write [default: superchat-support-YYYYMMDDTHHMMSSZ.tar.gz]
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        #[command(flatten)]
+        flags: SettingFlags,
+    },
     /// Translate frames of the protocol between hexadecimal and JSON, line by line
     #[command(subcommand)]
     Frame(FrameCommand),
@@ -406,7 +422,7 @@ mod tests {
     fn wrong_usage_is_one_line_that_says_what_to_do() {
         let cases = [
             (&["--prot", "1"][..], "unexpected argument '--prot' found; did you mean --port?; see scd --help"),
-            (&["chek-config"], "unrecognized subcommand 'chek-config'; did you mean check-config?; see scd --help"),
+            (&["chanels"], "unrecognized subcommand 'chanels'; did you mean channels?; see scd --help"),
             (&["frame"], "a subcommand is missing; see scd --help"),
             (
                 &["--debug", "check-config"],

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use superchat::cli::{self, Command, DatabaseFlags, FrameCommand, Input, Stop};
-use superchat::config::{self, Environment, Flags};
+use superchat::config::{self, Environment, Flags, Loaded};
 use superchat::wire::json::{JsonError, decode_line, encode_line};
-use superchat::{backup, client, server};
+use superchat::{backup, client, doctor, server, support};
 
 /// Unused memory goes back to the system within a second, by a thread of the allocator's own.
 #[expect(
@@ -51,6 +51,8 @@ fn run(command: &Command) -> ExitCode {
             let verdict = backup::check(database);
             Ok((verdict.lines, verdict.is_sound))
         }),
+        Command::Doctor { json, flags } => doctor(&flags.flags(), *json),
+        Command::SupportBundle { output, flags } => support_bundle(&flags.flags(), output.as_deref()),
         Command::Frame(FrameCommand::Decode { hex }) => {
             translate(hex, |line| decode_line(line).map(|json| json.to_string()))
         }
@@ -74,11 +76,16 @@ fn serve(flags: &Flags) -> ExitCode {
     }
 }
 
+/// The configuration for a command that cannot do without.
+fn configured(flags: &Flags) -> Result<Loaded, ExitCode> {
+    config::load(&Environment::of_process(), flags).map_err(|error| complain(&error.to_string(), WRONG_USAGE))
+}
+
 /// Answers with what `work` makes of the configured database: lines, and whether all is well.
 fn with_database(flags: &DatabaseFlags, work: impl FnOnce(&Path) -> Result<(String, bool), String>) -> ExitCode {
-    let loaded = match config::load(&Environment::of_process(), &flags.flags()) {
+    let loaded = match configured(&flags.flags()) {
         Ok(loaded) => loaded,
-        Err(error) => return complain(&error.to_string(), WRONG_USAGE),
+        Err(code) => return code,
     };
     match work(&loaded.settings.server.database_path) {
         Ok((lines, is_well)) => verdict(&lines, is_well),
@@ -88,9 +95,9 @@ fn with_database(flags: &DatabaseFlags, work: impl FnOnce(&Path) -> Result<(Stri
 
 /// Asks the running server by the address that its configuration names.
 fn health(flags: &Flags, ready: bool) -> ExitCode {
-    let loaded = match config::load(&Environment::of_process(), flags) {
+    let loaded = match configured(flags) {
         Ok(loaded) => loaded,
-        Err(error) => return complain(&error.to_string(), WRONG_USAGE),
+        Err(code) => return code,
     };
     let Some(address) = loaded.settings.admin.metrics_listen else {
         return complain("metrics_listen is off: there is nobody to ask", FAILED);
@@ -145,6 +152,26 @@ fn check_config(flags: &Flags) -> ExitCode {
             print(&loaded.report())
         }
         Err(error) => complain(&error.to_string(), FAILED),
+    }
+}
+
+fn doctor(flags: &Flags, json: bool) -> ExitCode {
+    let loaded = match configured(flags) {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    let report = doctor::examine(&loaded, &doctor::Host::default());
+    verdict(&if json { report.json() } else { report.text() }, report.is_well())
+}
+
+fn support_bundle(flags: &Flags, output: Option<&Path>) -> ExitCode {
+    let loaded = match configured(flags) {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    match support::collect(&loaded, output) {
+        Ok(lines) => print(&lines),
+        Err(line) => complain(&line, FAILED),
     }
 }
 

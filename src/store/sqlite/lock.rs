@@ -50,6 +50,12 @@ impl DatabaseLock {
         lock.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
     }
 
+    /// The process id that the lock of the database at `database` is signed with.
+    #[must_use]
+    pub fn holder(database: &Path) -> Option<u32> {
+        holder(&beside(database, ".lock"))
+    }
+
     fn signed(self) -> Self {
         let signature = format!("{}\n", std::process::id());
         let written = self.file.set_len(0).and_then(|()| (&self.file).write_all(signature.as_bytes()));

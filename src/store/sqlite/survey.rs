@@ -148,6 +148,12 @@ pub fn newest_message_ms(path: &Path) -> Result<Option<i64>, OpenError> {
     newest.map_err(open::sqlite_error(path))
 }
 
+/// The version of the SQLite inside this program.
+#[must_use]
+pub fn sqlite_version() -> &'static str {
+    rusqlite::version()
+}
+
 impl Tally {
     /// Counts what the connection sees.
     pub(super) fn of(conn: &Connection) -> rusqlite::Result<Self> {

@@ -457,6 +457,7 @@ mod tests {
         insert_seeds(&opened.writer, &default_seeds(), 1).unwrap();
         let delivered = Arc::new(Delivered::default());
         let inputs = Inputs {
+            checkpoints: Checkpoints::Own,
             queue: Arc::new(Queue::new(1)),
             channels: Vec::new(),
             deliver: delivered.clone(),
