@@ -498,3 +498,66 @@ fn a_note_that_is_no_time_counts_for_nothing() {
     superchat::store::sqlite::backup::record_success(&database, 77).unwrap();
     assert_eq!(told(), Some(77));
 }
+
+// ---- what the manual shows ------------------------------------------------------------------------------------------
+
+/// Lines of the shell in the manual, without what a shell would ignore.
+fn rehearsed() -> Vec<String> {
+    let manual = include_str!("../docs/backup.md");
+    let blocks = manual.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    blocks.flat_map(str::lines).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_command_of_the_manual_works_in_its_order() {
+    let port = metrics_port();
+    let metrics = format!("127.0.0.1:{port}");
+    let mut server = Server::start(Settings::new().set("admin", "metrics_listen", metrics.as_str()));
+    let backups = server.home().join("backups");
+    fs::create_dir_all(backups.join("superchat")).unwrap();
+    post(&mut server.client_named("alice"), "kept");
+    let commands = rehearsed();
+    assert!(commands.len() > 6, "the manual shows hardly any command");
+    for line in commands {
+        match line.as_str() {
+            "systemctl stop superchat" => assert_eq!(server.stop(), Some(0)),
+            "systemctl start superchat" => server.resume(),
+            line => {
+                let newest = names(&backups.join("superchat")).pop().unwrap_or_default();
+                let line =
+                    line.replace("/var/backups", text(&backups)).replace("superchat-20260102T030405Z.db", &newest);
+                let arguments = line.strip_prefix("scd ").unwrap_or_else(|| panic!("the test knows no {line}"));
+                let mut command = Command::new(env!("CARGO_BIN_EXE_scd"));
+                command.env_clear().env("HOME", server.home()).args(arguments.split(' '));
+                command.env("SUPERCHAT_SERVER_DATABASE_PATH", server.database());
+                command.env("SUPERCHAT_ADMIN_METRICS_LISTEN", &metrics);
+                told(&command.output().unwrap());
+            }
+        }
+    }
+    assert_eq!(said(&server.database()), ["kept"]);
+}
+
+#[test]
+fn the_script_for_cron_says_ok_or_error_and_leaves_it_in_a_file() {
+    let server = Server::start(Settings::new());
+    let backups = server.home().join("backups");
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/backup.sh"));
+        command.env("SCD", env!("CARGO_BIN_EXE_scd")).env("HOME", server.home()).args(arguments).output().unwrap()
+    };
+    let (directory, database) = (text(&backups), server.database());
+    let missing = run(&[directory, "7", text(&database)]);
+    assert_eq!((missing.status.code(), missing.stdout.starts_with(b"ERROR: ")), (Some(1), true));
+    fs::create_dir(&backups).unwrap();
+    let made = run(&[directory, "7", text(&database)]);
+    let line = told(&made);
+    assert!(line.starts_with("OK: backed up ") && line.contains("verified: "), "{line}");
+    assert!(fs::read_to_string(backups.join("last-run")).unwrap().ends_with(&line));
+    let failed = run(&[directory, "7", "missing.db"]);
+    assert_eq!(failed.status.code(), Some(1));
+    assert!(fs::read_to_string(backups.join("last-run")).unwrap().contains("Z ERROR: scd: "));
+    assert_eq!(run(&[directory, "0"]).status.code(), Some(2));
+    assert_eq!(run(&[]).status.code(), Some(2));
+    assert_eq!(names(&backups).len(), 2, "{:?}", names(&backups));
+}
