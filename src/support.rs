@@ -163,6 +163,9 @@ fn secrets(loaded: &Loaded) -> Vec<String> {
     let dsn = settings.log.sentry_dsn.as_ref().map(|dsn| dsn.expose());
     let keys = dsn.and_then(|dsn| dsn.split_once("://")?.1.rsplit_once('@')).map(|(keys, _)| keys);
     secrets.extend(keys.into_iter().flat_map(|keys| keys.split(':')).map(str::to_owned));
+    // In JSON and in settings some letters stand behind a backslash.
+    let escaped: Vec<String> = secrets.iter().map(|secret| serde_json::json!(secret).to_string()).collect();
+    secrets.extend(escaped.iter().map(|text| text.trim_matches('"').to_owned()));
     // Where one is part of another, the longer one goes first.
     secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
     secrets.retain(|secret| !secret.is_empty());

@@ -121,7 +121,7 @@ fn unpacked(path: &Path) -> BTreeMap<String, String> {
     files
 }
 
-const TOKEN: &str = "token-3f9a1c";
+const TOKEN: &str = "token-\\3f9a1c";
 const PASSWORD: &str = "password-77be0d";
 const DSN: &str = "http://key5d2e8f@127.0.0.1:9/42";
 
@@ -173,7 +173,7 @@ fn a_bundle_of_a_running_server_has_everything_but_secrets_and_messages() {
         );
     }
     for (name, text) in &files {
-        for secret in [TOKEN, PASSWORD, "key5d2e8f", "whispered words"] {
+        for secret in ["3f9a1c", PASSWORD, "key5d2e8f", "whispered words"] {
             assert!(!text.contains(secret), "{secret} stands in {name}");
         }
     }

@@ -50,6 +50,13 @@ fn port(check: &'static str, wanted: SocketAddr, listeners: &[Listener], owners:
     };
     let Listener { address, inode } = listener;
     match owners.get(inode) {
+        Some(Owner { pid, name }) if name == "scd" && wanted.ip().is_loopback() && !address.ip().is_loopback() => {
+            Finding::fail(
+                check,
+                format!("{address} is served by scd (pid {pid}), and more than this machine reaches it"),
+                format!("restart the server: the configuration says {wanted}"),
+            )
+        }
         Some(Owner { pid, name }) if name == "scd" => {
             Finding::ok(check, format!("{address} is served by scd (pid {pid})"))
         }
@@ -198,6 +205,9 @@ mod tests {
 
     #[test]
     fn a_port_is_free_ours_or_named_by_its_owner() {
+        let open = check(host(&[(41, "scd", 700)]).path(), "127.0.0.1:6465");
+        assert_eq!(open.0, Level::Fail);
+        assert!(open.1.ends_with("more than this machine reaches it"), "{}", open.1);
         let proc = host(&[(41, "nginx", 700), (42, "scd", 702)]);
         let taken = "0.0.0.0:6465 is taken by nginx (pid 41)".to_owned();
         assert_eq!(check(proc.path(), "0.0.0.0:6465"), (Level::Fail, taken.clone()));
