@@ -41,7 +41,7 @@ pub struct Survey {
     pub is_empty: bool,
     /// Who made it; `None` until a server of ours has opened it.
     pub origin: Option<Origin>,
-    /// What SQLite finds wrong with its pages; nothing in a sound file. The first [`FAULTS_LISTED_MAX`].
+    /// What SQLite finds wrong with its pages; nothing in a sound file. At most 20 of them.
     pub faults: Vec<String>,
     pub tally: Tally,
     pub oddities: Oddities,
