@@ -34,6 +34,44 @@ pub enum Command {
         #[arg(long)]
         ready: bool,
     },
+    /// Copy the database while the server runs
+    Backup {
+        /// A file that does not exist yet, or a directory: then the copy is named superchat-YYYYMMDDTHHMMSSZ.db
+        target: PathBuf,
+        /// Keep this many backups in the directory, and remove older ones of that name
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        keep: Option<u32>,
+        /// Restore the copy into a temporary file, check it, and count it against the database
+        #[arg(long)]
+        verify: bool,
+        #[command(flatten)]
+        database: DatabaseFlags,
+    },
+    /// Put a backup in the place of the database of a stopped server; the old one is kept
+    Restore {
+        /// The backup
+        file: PathBuf,
+        #[command(flatten)]
+        database: DatabaseFlags,
+    },
+    /// Look at a database without touching it: is it whole, and what would the server change; exits with 0 or 1
+    Check(DatabaseFlags),
+    /// Check this host and what the server finds here, with what to do about it; exits with 1 if anything fails
+    Doctor {
+        /// Print the findings as JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        flags: SettingFlags,
+    },
+    /// Collect what helps to find a fault into one archive: no message, no secret
+    SupportBundle {
+        /// The archive to write [default: superchat-support-YYYYMMDDTHHMMSSZ.tar.gz]
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        #[command(flatten)]
+        flags: SettingFlags,
+    },
     /// Translate frames of the protocol between hexadecimal and JSON, line by line
     #[command(subcommand)]
     Frame(FrameCommand),
@@ -104,6 +142,25 @@ pub struct Connection {
     /// Nickname to use
     #[arg(long, value_name = "NAME")]
     pub nick: Option<String>,
+}
+
+/// Which database a command works on; the server's own unless said otherwise.
+#[derive(Debug, Default, Args)]
+pub struct DatabaseFlags {
+    /// Configuration file that names the database
+    #[arg(long, value_name = "PATH")]
+    config: Option<PathBuf>,
+    /// Database file
+    #[arg(long, value_name = "PATH")]
+    db: Option<OsString>,
+}
+
+impl DatabaseFlags {
+    /// The flags as the table of settings asks for them.
+    pub fn flags(&self) -> Flags {
+        let values = self.db.iter().map(|path| ("db", path.clone()));
+        Flags { config: self.config.clone(), values: values.collect() }
+    }
 }
 
 /// Flags that concern settings. Each outweighs environment and configuration file.
@@ -365,7 +422,7 @@ mod tests {
     fn wrong_usage_is_one_line_that_says_what_to_do() {
         let cases = [
             (&["--prot", "1"][..], "unexpected argument '--prot' found; did you mean --port?; see scd --help"),
-            (&["chek-config"], "unrecognized subcommand 'chek-config'; did you mean check-config?; see scd --help"),
+            (&["chanels"], "unrecognized subcommand 'chanels'; did you mean channels?; see scd --help"),
             (&["frame"], "a subcommand is missing; see scd --help"),
             (
                 &["--debug", "check-config"],

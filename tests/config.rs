@@ -169,6 +169,7 @@ const SAMPLES: &[(&str, &str, &str, Option<&str>)] = &[
     ("discovery", "allow_private_servers", "true", Some("on")),
     ("discovery", "announce_to", r#"["a.example:6465", "[2001:db8::1]:7"]"#, Some("a.example,[2001:db8::1]:7")),
     ("storage", "durability", "\"process\"", Some("process")),
+    ("storage", "checkpoints", "\"external\"", Some("external")),
     ("storage", "readers", "4", Some("4")),
     ("admin", "metrics_listen", "\"off\"", Some("off")),
     ("admin", "profile_listen", "\"127.0.0.1:7060\"", Some("127.0.0.1:7060")),

@@ -363,7 +363,8 @@ pub fn check(address: SocketAddr, ready: bool) -> Result<String, String> {
     if status == "200" { Ok(body) } else { Err(format!("{status}: {body}")) }
 }
 
-fn reachable(address: IpAddr) -> IpAddr {
+/// The address to ask where a server listens on `address`.
+pub(crate) fn reachable(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(v4) if v4.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(v6) if v6.is_unspecified() => Ipv6Addr::LOCALHOST.into(),

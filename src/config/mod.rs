@@ -25,7 +25,8 @@ pub use table::{
     Admin, Channels, Discovery, Entry, Limits, Log, Retention, Rule, SECTIONS, Server, Settings, Storage, TABLE,
 };
 pub use types::{
-    ChannelKind, Durability, Endpoint, Host, LogFilter, LogFormat, LogIp, NotAHost, NotALogFilter, Secret, SeedChannel,
+    ChannelKind, Checkpoints, Durability, Endpoint, Host, LogFilter, LogFormat, LogIp, NotAHost, NotALogFilter, Secret,
+    SeedChannel,
 };
 
 use places::Places;

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 
 use super::raw::{Given, Source};
 use super::resolve::{Context, Setting, settle};
-use super::types::{Durability, Endpoint, Host, LogFilter, LogFormat, LogIp, Secret, SeedChannel};
+use super::types::{Checkpoints, Durability, Endpoint, Host, LogFilter, LogFormat, LogIp, Secret, SeedChannel};
 
 /// One row of [`TABLE`]: what is known of a key besides its type.
 #[derive(Debug)]
@@ -342,6 +342,9 @@ settings! {
     storage: Storage {
         /// What a crash may cost: `full` = nothing that was acknowledged, `process` = a power cut the last moments.
         durability: Durability = Durability::Full, PLAIN;
+        /// Who brings the write-ahead log into the database file: `own` = this server, `external` = a program that
+        /// replicates the log, Litestream for instance. With `external` the log grows for as long as that program is away.
+        checkpoints: Checkpoints = Checkpoints::Own, PLAIN;
         /// Threads that read.
         readers: NonZeroUsize = nonzero!(NonZeroUsize, 2), PLAIN.at_most(64);
     }
