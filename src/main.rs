@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use superchat::cli::{self, Command, FrameCommand, Input, Stop};
 use superchat::config::{self, Environment, Flags};
 use superchat::wire::json::{JsonError, decode_line, encode_line};
-use superchat::{client, server};
+use superchat::{client, manual, server};
 
 /// Unused memory goes back to the system within a second, by a thread of the allocator's own.
 #[expect(
@@ -37,6 +37,8 @@ fn run(command: &Command) -> ExitCode {
         Command::CheckConfig(flags) => check_config(&flags.flags()),
         Command::ConfigExample { markdown: true } => print(&config::markdown()),
         Command::ConfigExample { markdown: false } => print(&config::example()),
+        Command::Manual { section } => print(&manual::page(*section)),
+        Command::Completions { shell } => print(&manual::completions(*shell)),
         Command::Serve(flags) => serve(&flags.flags()),
         Command::Health { flags, ready } => health(&flags.flags(), *ready),
         Command::Frame(FrameCommand::Decode { hex }) => {
