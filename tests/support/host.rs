@@ -57,12 +57,13 @@ impl Host {
         Self { place, holder, _lifeline: lifeline }
     }
 
-    /// A command that will run on the host, with nothing in its environment but where programs lie.
+    /// A command that will run on the host, in the environment that root has there.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.holder.id().to_string(), "--mount", "--net", "chroot"]).arg(self.root());
         command.arg(program).env_clear().current_dir("/").stdin(Stdio::null());
-        command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C.UTF-8");
+        command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        command.env("HOME", "/root").env("LC_ALL", "C.UTF-8");
         command
     }
 
