@@ -177,8 +177,12 @@ ufw_form() {
     fi
     ssh_ports | sort -u | while read -r port; do run ufw allow "$port/tcp"; done
     split "$open" | while read -r port; do run ufw allow "$port/tcp"; done
-    # Before what may have been allowed.
-    split "$closed" | while read -r port; do run ufw prepend deny "$port/tcp"; done
+    # Before ranges and networks that may be allowed; a rule for just this port would have to make room.
+    split "$closed" | while read -r port; do
+        run ufw delete allow "$port/tcp"
+        run ufw delete limit "$port/tcp"
+        run ufw prepend deny "$port/tcp"
+    done
     if ! ufw status 2> /dev/null | grep -q '^Status: active'; then
         echo "# ufw is not active: its rules count after 'ufw enable', which also closes every port that no rule allows"
     fi
