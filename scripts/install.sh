@@ -87,7 +87,8 @@ install_files() {
         "$binary" completions "$shell" | put 0644 "$prefix/share/${completions[$shell]}"
     done
     for unit in "$sources"/systemd/*; do
-        sed "s|/usr/local/bin/scd|$prefix/bin/scd|g" "$unit" | put 0644 "/etc/systemd/system/${unit##*/}"
+        # This one, and not another that systemd would find first.
+        sed "s|^ExecStart=scd |ExecStart=$prefix/bin/scd |" "$unit" | put 0644 "/etc/systemd/system/${unit##*/}"
     done
     put 0644 /etc/sysusers.d/superchat.conf < "$sources/packaging/superchat.sysusers"
     put 0644 /etc/tmpfiles.d/superchat.conf < "$sources/packaging/superchat.tmpfiles"

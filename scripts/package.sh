@@ -52,7 +52,8 @@ stage_files() {
     "$binary" config-example > "$stage/config.toml"
     mkdir "$stage/systemd"
     for unit in systemd/*; do
-        sed 's|/usr/local/bin/scd|/usr/bin/scd|g' "$unit" > "$stage/systemd/${unit##*/}"
+        # This one, and not another that systemd would find first.
+        sed 's|^ExecStart=scd |ExecStart=/usr/bin/scd |' "$unit" > "$stage/systemd/${unit##*/}"
     done
     debian_changelog > "$stage/changelog"
 }

@@ -19,5 +19,6 @@ pub mod server;
 pub mod shard;
 pub mod store;
 pub mod supervise;
+pub mod systemd;
 pub mod text;
 pub mod wire;

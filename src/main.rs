@@ -58,7 +58,7 @@ fn serve(flags: &Flags) -> ExitCode {
         Err(error) => return complain(&error.to_string(), WRONG_USAGE),
     };
     loaded.write_missing_file();
-    match server::serve(&loaded, &environment) {
+    match server::serve(loaded, &environment, flags) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => complain(&error.to_string(), FAILED),
     }
