@@ -28,7 +28,7 @@ needs_compilers() {
     needs make build-essential
 }
 
-# needs_cargo COMMAND CRATE: installs a subcommand of Cargo. Unoptimized, which is built in half the time.
+# needs_cargo COMMAND CRATE@VERSION: installs a subcommand of Cargo. Unoptimized, which is built in half the time.
 needs_cargo() {
     if ! cargo "$1" --version >/dev/null 2>&1; then cargo install --locked --debug "$2"; fi
 }
@@ -39,6 +39,6 @@ needs_packaging() {
     needs lintian lintian
     needs dpkg-shlibdeps dpkg-dev
     needs xz xz-utils
-    needs_cargo deb cargo-deb
-    needs_cargo cyclonedx cargo-cyclonedx
+    needs_cargo deb cargo-deb@3.8.0
+    needs_cargo cyclonedx cargo-cyclonedx@0.5.9
 }

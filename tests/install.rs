@@ -104,15 +104,15 @@ fn a_dry_run_says_what_it_would_do_and_does_nothing() {
 #[test]
 fn a_root_directory_gets_everything_and_the_host_nothing() {
     let host = Host::new();
-    host.sh("mkdir -p /image/etc /image/usr; cp /etc/passwd /etc/group /image/etc");
-    install(&host, "--root /image --prefix /usr");
-    host.sh("grep -q '^ExecStart=/usr/bin/scd ' /image/etc/systemd/system/superchat.service");
-    host.sh("test -x /image/usr/bin/scd && grep -q ^superchat: /image/etc/passwd");
-    let owner = host.sh("stat -c '%a %g' /image/var/lib/superchat");
-    assert_eq!(owner, host.sh("sed -n 's/^superchat:[^:]*:\\([0-9]*\\):.*/750 \\1/p' /image/etc/group"));
+    host.sh("mkdir -p /tmp/image/etc /tmp/image/usr; cp /etc/passwd /etc/group /tmp/image/etc");
+    install(&host, "--root /tmp/image --prefix /usr");
+    host.sh("grep -q '^ExecStart=/usr/bin/scd ' /tmp/image/etc/systemd/system/superchat.service");
+    host.sh("test -x /tmp/image/usr/bin/scd && grep -q ^superchat: /tmp/image/etc/passwd");
+    let owner = host.sh("stat -c '%a %g' /tmp/image/var/lib/superchat");
+    assert_eq!(owner, host.sh("sed -n 's/^superchat:[^:]*:\\([0-9]*\\):.*/750 \\1/p' /tmp/image/etc/group"));
     host.sh("! test -e /usr/local/bin/scd && ! getent passwd superchat && ! test -e /etc/superchat");
-    host.sh(&script("--uninstall --purge --root /image --prefix /usr"));
-    host.sh("! test -e /image/usr/bin/scd && ! grep -q ^superchat: /image/etc/passwd");
+    host.sh(&script("--uninstall --purge --root /tmp/image --prefix /usr"));
+    host.sh("! test -e /tmp/image/usr/bin/scd && ! grep -q ^superchat: /tmp/image/etc/passwd");
 }
 
 #[test]

@@ -50,9 +50,13 @@ fn installs_serves_and_leaves(package: &Path) {
     }
     host.sh("test -L /etc/systemd/system/multi-user.target.wants/superchat.service");
     host.sh("grep -q '^ExecStart=/usr/bin/scd ' /usr/lib/systemd/system/superchat.service");
-    host.sh("systemd-analyze verify superchat.service superchat.socket superchat-backup.service superchat-backup.timer");
-    host.sh("man --warnings=w 1 scd > /root/scd.1; man --warnings=w 5 superchat-config > /root/superchat-config.5");
-    host.sh("grep -q SYNOPSIS /root/scd.1; grep -q tcp_port /root/superchat-config.5");
+    host.sh(
+        "systemd-analyze verify superchat.service superchat.socket superchat-backup.service superchat-backup.timer",
+    );
+    let complaints =
+        "man --warnings=w 1 scd 2>&1 > /tmp/scd.1; man --warnings=w 5 superchat-config 2>&1 > /tmp/superchat-config.5";
+    assert_eq!(host.sh(complaints), "");
+    host.sh("grep -q SYNOPSIS /tmp/scd.1; grep -q tcp_port /tmp/superchat-config.5");
     host.sh("bash -c '. /usr/share/bash-completion/completions/scd; complete -p scd'");
     serves(&host);
 

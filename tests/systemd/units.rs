@@ -70,7 +70,11 @@ fn allowed(unit: &str) -> BTreeSet<String> {
     lines.fold(BTreeSet::new(), |mut allowed, line| {
         let (removes, names) = line.strip_prefix('~').map_or((false, line), |names| (true, names));
         for call in names.split_whitespace().flat_map(members) {
-            if removes { allowed.remove(&call) } else { allowed.insert(call) };
+            if removes {
+                allowed.remove(&call)
+            } else {
+                allowed.insert(call)
+            };
         }
         allowed
     })
@@ -101,7 +105,9 @@ impl Traced {
         let home = TempDir::with_prefix("scd-").unwrap();
         let file = |name: &str| home.path().join(name);
         fs::copy(env!("CARGO_BIN_EXE_scd"), file("scd")).unwrap();
-        let config = format!("[server]\nssh_port = 0\nhttp_port = 0\n[admin]\nmetrics_listen = '{metrics}'\nprofile_listen = 'off'\n");
+        let config = format!(
+            "[server]\nssh_port = 0\nhttp_port = 0\n[admin]\nmetrics_listen = '{metrics}'\nprofile_listen = 'off'\n"
+        );
         fs::write(file("config.toml"), config).unwrap();
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
         let mut command = tool("strace", "strace");
@@ -175,7 +181,10 @@ fn every_system_call_of_a_running_server_is_allowed_by_the_unit() {
     let mut client = Client::named(traced.address(), "traced");
     let secret = b"kXr0mB3vV1n9oZ4yQ2LwxsCt7uJ5eHdPaGfIiKlMnOp";
     assert_eq!(client.ask(RegisterUser { password_hash: secret }, "REGISTER_RESPONSE")["success"], true);
-    client.send_json("POST_MESSAGE", serde_json::json!({ "channel_id": "1", "subchannel_id": null, "parent_id": null, "content": "hello" }));
+    client.send_json(
+        "POST_MESSAGE",
+        serde_json::json!({ "channel_id": "1", "subchannel_id": null, "parent_id": null, "content": "hello" }),
+    );
     client.expect_reply("MESSAGE_POSTED");
     for path in ["/metrics", "/status", "/health", "/readyz"] {
         let mut stream = TcpStream::connect(metrics).unwrap();
