@@ -14,7 +14,8 @@ set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
 
 here=$(cd "$(dirname "$0")" && pwd)
-readonly here
+sources=$(cd "$here/.." && pwd)
+readonly here sources
 readonly enabled=(superchat.service superchat-backup.timer)
 # Where each shell looks below share/.
 declare -rA completions=(
@@ -72,8 +73,8 @@ put() {
         echo "$2"
         run mkdir -p "$(dirname "$target")"
         run install -m "$1" "$new" "$target.new"
-        # A running binary cannot be written, but it can be replaced.
-        run mv "$target.new" "$target"
+        # A running binary cannot be written, but it can be replaced. What an operator may have written is kept beside.
+        if [[ $2 = /etc/* ]]; then run mv --backup=simple "$target.new" "$target"; else run mv "$target.new" "$target"; fi
     fi
     rm "$new"
 }
@@ -99,7 +100,6 @@ install_files() {
 }
 
 install_server() {
-    sources=$(cd "$here/.." && pwd)
     find_binary
     check_configuration
     install_files
@@ -136,8 +136,9 @@ check_configuration() {
 
 uninstall_server() {
     local path unit units
-    units=$(cd "$root/etc/systemd/system" 2> /dev/null && ls -d superchat.* superchat-* 2> /dev/null) || true
+    units=$(cd "$sources/systemd" && ls)
     for unit in $units; do
+        [[ -e $root/etc/systemd/system/$unit ]] || continue
         if is_running_host; then run systemctl --quiet stop "$unit"; fi
         # Only some can be enabled.
         run systemctl ${root:+--root="$root"} --quiet disable "$unit" 2> /dev/null || true

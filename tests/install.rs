@@ -54,7 +54,9 @@ fn installing_again_changes_nothing_and_an_upgrade_keeps_the_configuration() {
     assert_eq!(host.sh(installed), before);
 
     host.sh("echo '[server]\ntcp_port = 7000' > /etc/superchat/config.toml; echo old > /usr/local/bin/scd");
+    host.sh("echo '# mine' > /etc/systemd/system/superchat.service");
     install(&host, "");
+    assert_eq!(host.sh("cat /etc/systemd/system/superchat.service~"), "# mine\n");
     assert_eq!(host.sh(installed).lines().next(), before.lines().next(), "the old binary is still there");
     assert_eq!(host.sh("tail -n 1 /etc/superchat/config.toml"), "tcp_port = 7000\n");
 }
