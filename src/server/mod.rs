@@ -325,9 +325,10 @@ fn announce_channels(channels: &[Channel]) {
 }
 
 fn announce_start(settings: &Settings, database: &Path, port: u16) {
-    let backlog = backlog::limit().unwrap_or(0);
-    info!("TCP server listening on :{port} (kernel listen backlog: {backlog})");
-    if backlog < backlog::ADVISED {
+    let limit = backlog::limit();
+    let shown = limit.map_or_else(|| "unknown".to_owned(), |limit| limit.to_string());
+    info!("TCP server listening on :{port} (kernel listen backlog: {shown})");
+    if let Some(backlog) = limit.filter(|limit| *limit < backlog::ADVISED) {
         warn!(
             "the kernel listen backlog is {backlog}; raise net.core.somaxconn to {} for bursts of clients",
             backlog::ADVISED

@@ -289,7 +289,7 @@ impl Drop for Server {
 }
 
 /// A port nobody listens on, below those the system gives to outgoing connections, so that none of them takes it.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     const FIRST: u16 = 15_000;
     const COUNT: u16 = 17_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);
