@@ -78,6 +78,7 @@ step env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-priv
 step cargo deny --locked check bans licenses sources
 step cargo build --locked --benches
 step scripts/validate-monitoring.sh
+step shellcheck --external-sources scripts/{check,firewall,install,package}.sh packaging/debian/{postinst,postrm,prerm}
 step scripts/fuzz.sh
 step cargo test --locked --doc
 step cargo nextest run --locked --no-fail-fast

@@ -48,7 +48,7 @@ main() {
 }
 
 usual_form() {
-    if ufw status 2> /dev/null | grep -q '^Status: active'; then
+    if ufw_is_active; then
         echo ufw
     elif command -v nft > /dev/null; then
         echo nft
@@ -56,6 +56,9 @@ usual_form() {
         echo iptables
     fi
 }
+
+# From its file, which everybody may read.
+ufw_is_active() { grep --quiet --no-messages '^ENABLED=yes' /etc/ufw/ufw.conf; }
 
 # run COMMAND...: does it, or prints it.
 run() { if [[ $action = print ]]; then echo "$@"; else "$@"; fi; }
@@ -183,7 +186,7 @@ ufw_form() {
         run ufw delete limit "$port/tcp"
         run ufw prepend deny "$port/tcp"
     done
-    if ! ufw status 2> /dev/null | grep -q '^Status: active'; then
+    if ! ufw_is_active; then
         echo "# ufw is not active: its rules count after 'ufw enable', which also closes every port that no rule allows"
     fi
 }

@@ -55,7 +55,8 @@ stage_files() {
         # This one, and not another that systemd would find first.
         sed 's|^ExecStart=scd |ExecStart=/usr/bin/scd |' "$unit" > "$stage/systemd/${unit##*/}"
     done
-    debian_changelog > "$stage/changelog"
+    gzip -9n < CHANGELOG.md > "$stage/changelog.gz"
+    debian_changelog > "$stage/changelog.Debian"
 }
 
 # What CHANGELOG.md says is for people; Debian wants a date and a version in a form of its own.

@@ -142,6 +142,23 @@ fn only_the_scraper_reaches_metrics_and_nobody_the_profiles() {
     assert_eq!(service.as_array().unwrap().len(), 1, "{service}");
 }
 
+/// Its schema is not a published one, so the names that lead elsewhere are looked up here.
+#[test]
+fn the_monitor_scrapes_the_pod_with_the_token_of_its_secret() {
+    for folder in [BASE, EXAMPLE] {
+        let yaml = rendered(folder);
+        let monitor = object(&yaml, "PodMonitor")["spec"].clone();
+        let pod = object(&yaml, "StatefulSet")["spec"]["template"].clone();
+        assert_eq!(monitor["selector"]["matchLabels"], pod["metadata"]["labels"]);
+        let endpoint = &monitor["podMetricsEndpoints"][0];
+        let ports = pod["spec"]["containers"][0]["ports"].as_array().unwrap();
+        assert!(ports.iter().any(|port| port["name"] == endpoint["port"]), "{folder}");
+        let token = &endpoint["authorization"]["credentials"];
+        let secret = &pod["spec"]["containers"][0]["envFrom"][0]["secretRef"]["name"];
+        assert!(folder == BASE || token["name"] == *secret && token["key"] == "METRICS_TOKEN", "{token}");
+    }
+}
+
 /// The configuration as the pod sees it, at an address of this machine.
 #[test]
 fn the_server_understands_what_it_is_given() {
