@@ -61,7 +61,7 @@ stage_files() {
 
 # What CHANGELOG.md says is for people; Debian wants a date and a version in a form of its own.
 debian_changelog() {
-    local version seconds=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+    local version seconds=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2> /dev/null || date +%s)}
     version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
     printf 'superchat (%s-1) unstable; urgency=medium\n\n  * See CHANGELOG.md.\n\n' "$version"
     printf ' -- %s  %s\n' "$maintainer" "$(date -R -d "@$seconds")"

@@ -4,11 +4,10 @@
 
 mod support;
 
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
-use support::host::{Host, project};
+use support::host::{Host, Running, project};
 use tempfile::TempDir;
 
 const DOCKERFILE: &str = include_str!("../deploy/docker/Dockerfile");
@@ -110,23 +109,8 @@ fn the_command_serves_and_the_health_check_tells() {
     };
     let health = words(&instructions("HEALTHCHECK")[0]);
     assert_eq!(command(&health).status().unwrap().code(), Some(1), "nobody is there yet");
-    let mut server = Running(command(&words(&instructions("CMD")[0])).stdout(Stdio::piped()).spawn().unwrap());
-    let mut lines = BufReader::new(server.0.stdout.take().unwrap()).lines().map(Result::unwrap);
-    let port = instructions("EXPOSE")[0].clone();
-    assert!(lines.any(|line| line.contains(&format!("Server started on port {port}"))));
-    let rest = std::thread::spawn(move || lines.for_each(drop));
+    let port = &instructions("EXPOSE")[0];
+    let _server = Running::start(command(&words(&instructions("CMD")[0])), &format!("Server started on port {port}"));
     assert_eq!(command(&health).status().unwrap().code(), Some(0));
     host.sh("test -s /data/superchat.db && test -s /data/config.toml");
-    drop(server);
-    rest.join().unwrap();
-}
-
-/// Ends with the test, however that ends.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _gone = self.0.kill();
-        let _gone = self.0.wait();
-    }
 }

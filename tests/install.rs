@@ -95,6 +95,25 @@ fn an_uninstalled_server_leaves_its_data_and_a_purge_nothing() {
     host.sh(&script("--uninstall --purge"));
 }
 
+/// systemd is not there to be run: a stand-in notes what it is asked for.
+#[test]
+fn a_running_systemd_hears_of_new_units_and_restarts_what_changed_only() {
+    let host = Host::new();
+    host.sh("mkdir -p /run/systemd/system /tmp/bin");
+    host.sh("printf '#!/bin/sh\necho \"$*\" >> /tmp/asked\n' > /tmp/bin/systemctl; chmod +x /tmp/bin/systemctl");
+    let asked = |arguments: &str| {
+        host.sh(&format!(": > /tmp/asked; PATH=/tmp/bin:$PATH {}", script(arguments)));
+        host.sh("cat /tmp/asked")
+    };
+    let enable = "--quiet enable superchat.service superchat-backup.timer\ndaemon-reload\n";
+    assert_eq!(asked(""), format!("{enable}restart superchat.service superchat-backup.timer\n"));
+    assert_eq!(asked(""), format!("{enable}start superchat.service superchat-backup.timer\n"));
+    assert_eq!(asked("--dry-run"), "");
+    let ended = asked("--uninstall");
+    assert!(ended.contains("--quiet stop superchat.service\n--quiet disable superchat.service\n"), "{ended}");
+    assert!(ended.ends_with("daemon-reload\n"), "{ended}");
+}
+
 #[test]
 fn a_dry_run_says_what_it_would_do_and_does_nothing() {
     let host = Host::new();

@@ -5,12 +5,11 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use serde_json::Value;
-use support::host::{Host, project};
+use support::host::{Host, Running, project};
 use tempfile::TempDir;
 
 /// Packs the binary of this test run, without the lines of its source, which cost time. lintian is part of it.
@@ -79,28 +78,12 @@ fn serves(host: &Host) {
     let mut command = host.command("setpriv");
     command.args(["--reuid", "superchat", "--regid", "superchat", "--clear-groups"]);
     command.args(["env", "STATE_DIRECTORY=/var/lib/superchat", "scd", "--config", "/etc/superchat/config.toml"]);
-    let mut server = Running(command.stdout(Stdio::piped()).spawn().unwrap());
-    let mut lines = BufReader::new(server.0.stdout.take().unwrap()).lines().map(Result::unwrap);
-    let started = lines.any(|line| line.contains("Server started on port 6465"));
-    // Go on reading: a server whose reader is gone has nothing to do with this test.
-    let rest = std::thread::spawn(move || lines.for_each(drop));
-    assert!(started, "{:?}", server.0.wait());
+    let mut server = Running::start(command, "Server started on port 6465");
     host.sh("scd health --ready");
     let id = host.sh("scd post general 'hello'");
     assert!(id.trim().parse::<u64>().is_ok(), "{id}");
-    host.sh(&format!("kill {}", server.0.id()));
-    assert_eq!(server.0.wait().unwrap().code(), Some(0));
-    rest.join().unwrap();
-}
-
-/// Ends with the test, however that ends.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _gone = self.0.kill();
-        let _gone = self.0.wait();
-    }
+    host.sh(&format!("kill {}", server.pid()));
+    assert_eq!(server.wait(), Some(0));
 }
 
 /// It lists every crate of the binary, with its licence.

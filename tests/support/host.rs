@@ -93,6 +93,44 @@ impl Host {
     }
 }
 
+/// A program that runs as long as the value lives.
+#[derive(Debug)]
+pub struct Running(Child);
+
+impl Running {
+    /// Starts it and waits for a line of its output that contains `wanted`.
+    ///
+    /// # Panics
+    /// When it ends without.
+    #[expect(clippy::disallowed_methods, reason = "a test's thread ends with the test")]
+    pub fn start(mut command: Command, wanted: &str) -> Self {
+        let mut running = Self(command.stdout(Stdio::piped()).spawn().unwrap());
+        let mut lines = BufReader::new(running.0.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let found = lines.any(|line| line.contains(wanted));
+        assert!(found, "{wanted} was not said: {:?}", running.0.wait());
+        // What else it says is read and forgotten, so that it never waits for a reader.
+        std::thread::spawn(move || lines.for_each(drop));
+        running
+    }
+
+    /// Its process id, on this machine and on its host.
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Waits for its end; `None` after a signal.
+    pub fn wait(&mut self) -> Option<i32> {
+        self.0.wait().unwrap().code()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _gone = self.0.kill();
+        let _gone = self.0.wait();
+    }
+}
+
 /// Where the project's file lies, on this machine and on every [`Host`].
 pub fn project(file: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(file).display().to_string()
