@@ -163,6 +163,7 @@ fn what_is_under_way_is_answered_before_the_goodbye() {
     let count = |name: &str| last.iter().filter(|frame| frame.name == name).count();
     assert_eq!(last.last().map(|frame| &*frame.name), Some("DISCONNECT"));
     let answered = count("MESSAGE_POSTED");
+    drop((author, witness));
     assert_eq!(server.wait().code(), Some(0));
 
     server.resume();
