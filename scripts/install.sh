@@ -11,6 +11,8 @@
 #   --dry-run       says what would be done
 #   --uninstall     keeps configuration, data and account; with --purge they go too
 set -euo pipefail
+# So that what `put` notes is not lost with the end of a pipe.
+shopt -s lastpipe
 PATH=$PATH:/usr/sbin:/sbin
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -23,7 +25,7 @@ declare -rA completions=(
     [zsh]=zsh/site-functions/_scd
     [fish]=fish/vendor_completions.d/scd.fish
 )
-binary='' prefix=/usr/local root='' dry=false task=install purge=false changed=false
+binary='' prefix=/usr/local root='' dry=false task=install purge=false changed=false first=false
 
 fail() { echo "${0##*/}: $1" >&2; exit "${2:-1}"; }
 
@@ -102,14 +104,16 @@ install_files() {
 install_server() {
     find_binary
     check_configuration
+    if [[ ! -e $root/etc/sysusers.d/superchat.conf ]]; then first=true; fi
     install_files
     # Accounts first: directories belong to them.
     run systemd-sysusers ${root:+--root="$root"} superchat.conf
     run systemd-tmpfiles ${root:+--root="$root"} --create superchat.conf
-    run systemctl ${root:+--root="$root"} --quiet enable "${enabled[@]}"
-    if is_running_host; then
+    # Later, what was disabled or stopped stays so.
+    if $first; then run systemctl ${root:+--root="$root"} --quiet enable "${enabled[@]}"; fi
+    if is_running_host && $changed; then
         run systemctl daemon-reload
-        if $changed; then run systemctl restart "${enabled[@]}"; else run systemctl start "${enabled[@]}"; fi
+        if $first; then run systemctl restart "${enabled[@]}"; else run systemctl try-restart "${enabled[@]}"; fi
     fi
     echo "installed: $("$binary" --version)"
 }

@@ -105,9 +105,11 @@ fn a_running_systemd_hears_of_new_units_and_restarts_what_changed_only() {
         host.sh(&format!(": > /tmp/asked; PATH=/tmp/bin:$PATH {}", script(arguments)));
         host.sh("cat /tmp/asked")
     };
-    let enable = "--quiet enable superchat.service superchat-backup.timer\ndaemon-reload\n";
-    assert_eq!(asked(""), format!("{enable}restart superchat.service superchat-backup.timer\n"));
-    assert_eq!(asked(""), format!("{enable}start superchat.service superchat-backup.timer\n"));
+    let units = "superchat.service superchat-backup.timer\n";
+    assert_eq!(asked(""), format!("--quiet enable {units}daemon-reload\nrestart {units}"));
+    assert_eq!(asked(""), "", "nothing changed");
+    host.sh("echo >> /etc/systemd/system/superchat.service");
+    assert_eq!(asked(""), format!("daemon-reload\ntry-restart {units}"), "what was disabled or stopped stays so");
     assert_eq!(asked("--dry-run"), "");
     let ended = asked("--uninstall");
     assert!(ended.contains("--quiet stop superchat.service\n--quiet disable superchat.service\n"), "{ended}");
