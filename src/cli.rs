@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use crate::config::{Endpoint, Flags};
 
@@ -22,9 +23,20 @@ pub enum Command {
     CheckConfig(SettingFlags),
     /// Print a configuration file with every setting explained and commented out
     ConfigExample {
-        /// Print the manual page on configuration instead
+        /// Print a reference of all settings in Markdown instead
         #[arg(long)]
         markdown: bool,
+    },
+    /// Print a manual page, for `man`
+    Manual {
+        /// 1 = this command, 5 = the configuration file
+        #[arg(long, value_name = "N", default_value = "1")]
+        section: Section,
+    },
+    /// Print completions for a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
     },
     /// Ask the running server on this machine whether it is well; exits with 0 or 1
     Health {
@@ -97,6 +109,27 @@ pub enum Command {
         #[command(flatten)]
         connection: Connection,
     },
+}
+
+/// Sections of the manual that have a page of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Section {
+    /// `scd(1)`
+    #[value(name = "1")]
+    Commands,
+    /// `superchat-config(5)`
+    #[value(name = "5")]
+    Files,
+}
+
+impl Section {
+    /// As `man` is asked for it.
+    pub fn number(self) -> &'static str {
+        match self {
+            Self::Commands => "1",
+            Self::Files => "5",
+        }
+    }
 }
 
 /// Direction of `scd frame`.
@@ -243,6 +276,11 @@ struct Cli {
     flags: SettingFlags,
     #[command(subcommand)]
     command: Option<Command>,
+}
+
+/// The command line as it is defined: what help, manual page and completions are made from.
+pub fn definition() -> clap::Command {
+    Cli::command()
 }
 
 /// Reads the command line; `arguments` begins with the name of the program.

@@ -12,6 +12,7 @@ pub mod handlers;
 pub mod ids;
 pub mod limits;
 pub mod log;
+pub mod manual;
 pub mod metrics;
 pub mod net;
 pub mod passwords;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use superchat::cli::{self, Command, DatabaseFlags, FrameCommand, Input, Stop};
 use superchat::config::{self, Environment, Flags, Loaded};
 use superchat::wire::json::{JsonError, decode_line, encode_line};
-use superchat::{backup, client, doctor, server, support};
+use superchat::{backup, client, doctor, manual, server, support};
 
 /// Unused memory goes back to the system within a second, by a thread of the allocator's own.
 #[expect(
@@ -38,6 +38,8 @@ fn run(command: &Command) -> ExitCode {
         Command::CheckConfig(flags) => check_config(&flags.flags()),
         Command::ConfigExample { markdown: true } => print(&config::markdown()),
         Command::ConfigExample { markdown: false } => print(&config::example()),
+        Command::Manual { section } => print(&manual::page(*section)),
+        Command::Completions { shell } => print(&manual::completions(*shell)),
         Command::Serve(flags) => serve(&flags.flags()),
         Command::Health { flags, ready } => health(&flags.flags(), *ready),
         Command::Backup { target, keep, verify, database } => with_database(database, |database| {

@@ -17,7 +17,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-pub use manual::{example, markdown};
+pub use manual::{INTRODUCTION, example, markdown};
 pub use problem::{ConfigError, Fault, Problem};
 pub use raw::{Environment, Flags, Origin};
 pub use resolve::Origins;
