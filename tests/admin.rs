@@ -701,7 +701,15 @@ fn guarded(
     metrics: &Arc<Metrics>,
     handler: impl Fn(&Request) -> Answer + Send + Sync + 'static,
 ) -> Guard {
-    let options = GuardOptions { name, listen: loopback(), allow_remote: false, hosts: Vec::new(), limits };
+    let options = GuardOptions {
+        name,
+        setting: "metrics_listen",
+        listen: loopback(),
+        allow_remote: false,
+        hosts: Vec::new(),
+        posts: &[],
+        limits,
+    };
     let handler: Handler = Box::new(handler);
     Guard::start(options, handler, Arc::clone(metrics)).expect("a free port")
 }

@@ -70,7 +70,8 @@ impl AdminServer {
         let AdminOptions { listen, allow_remote, hosts, token, limits } = options;
         let site = Site { token, metrics: Arc::clone(&metrics), health };
         ROUTES.iter().for_each(|route| metrics.http_route(SERVER, route.path));
-        let guarded = GuardOptions { name: SERVER, listen, allow_remote, hosts, limits };
+        let guarded =
+            GuardOptions { name: SERVER, setting: "metrics_listen", listen, allow_remote, hosts, posts: &[], limits };
         let server = Guard::start(guarded, Box::new(move |request| site.answer(request)), metrics)?;
         tracing::info!(address = %server.address(), "metrics server listening (/metrics, /health)");
         Ok(Self(server))
