@@ -29,6 +29,7 @@ use tokio::time::timeout;
 
 use crate::clock::monotonic_ms;
 use crate::metrics::Metrics;
+use crate::profile::tasks::{self, place, site};
 
 /// How long the front leaves the port alone after a failed accept; a missing descriptor comes back by itself.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
@@ -289,7 +290,10 @@ impl Guard {
         start_workers(&options, handler, &metrics, queue).map_err(start_error)?;
         let (stop, stopped) = oneshot::channel();
         let front = Arc::new(Front { options, bound: address.ip(), jobs, metrics });
-        let run = move || runtime.block_on(front.serve(listener, stopped));
+        let run = move || {
+            let _watched = tasks::watch(runtime.metrics());
+            runtime.block_on(tasks::root(place!(), front.serve(listener, stopped)));
+        };
         let front = Builder::new().name(format!("{name}-front")).spawn(run).map_err(start_error)?;
         Ok(Self { address, stop: Some(stop), front: Some(front) })
     }
@@ -436,10 +440,13 @@ impl Front {
         let refused = Arc::new(Semaphore::new(self.options.limits.connections_max));
         let mut failing = false;
         loop {
-            let accepted = tokio::select! {
-                _ = &mut stopped => return,
-                accepted = listener.accept() => accepted,
-            };
+            let accepted = tasks::at(site!("wait for a connection"), async {
+                tokio::select! {
+                    _ = &mut stopped => None,
+                    accepted = listener.accept() => Some(accepted),
+                }
+            });
+            let Some(accepted) = accepted.await else { return };
             match accepted {
                 Ok((stream, peer)) => self.admit(stream, peer, &served, &refused),
                 Err(error) => {
@@ -458,12 +465,12 @@ impl Front {
     fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, served: &Arc<Semaphore>, refused: &Arc<Semaphore>) {
         let front = Arc::clone(self);
         if let Ok(place) = Arc::clone(served).try_acquire_owned() {
-            tokio::spawn(async move {
+            tasks::spawn(place!(), async move {
                 front.converse(stream, peer).await;
                 drop(place);
             });
         } else if let Ok(place) = Arc::clone(refused).try_acquire_owned() {
-            tokio::spawn(async move {
+            tasks::spawn(place!(), async move {
                 front.send(stream, Refusal::Full.answer(), false, monotonic_ms()).await;
                 drop(place);
             });
@@ -507,7 +514,8 @@ impl Front {
             return Refusal::Stopping.answer();
         }
         let answered = tokio::select! {
-            answered = &mut answer => answered,
+            biased;
+            answered = tasks::at(site!("wait for an answer"), &mut answer) => answered,
             () = drain(stream, STRAY_BYTES_MAX) => {
                 attendance.0.leave();
                 answer.await
@@ -590,7 +598,7 @@ async fn drain(stream: &TcpStream, bytes_max: usize) {
 
 async fn read(stream: &TcpStream, chunk: &mut [u8]) -> io::Result<usize> {
     loop {
-        stream.readable().await?;
+        tasks::at(site!("wait for bytes to read"), stream.readable()).await?;
         match stream.try_read(chunk) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             done => return done,
@@ -600,7 +608,7 @@ async fn read(stream: &TcpStream, chunk: &mut [u8]) -> io::Result<usize> {
 
 async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
-        stream.writable().await?;
+        tasks::at(site!("wait for room to write"), stream.writable()).await?;
         match stream.try_write(bytes) {
             Ok(count) => bytes = &bytes[count..],
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

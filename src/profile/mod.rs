@@ -3,6 +3,10 @@
 //! Sources make a [`Profile`]: a list of stacks with values, by addresses or by places in the source. Names, lines and the
 //! file format come last, in one encoder for all of them.
 
+pub mod sites;
+pub mod tasks;
+pub mod waits;
+
 use std::panic::Location;
 
 /// What one value of every sample counts, as in `profile.proto`'s `ValueType`.
