@@ -200,7 +200,8 @@ impl Slot {
             let doing = self.doing.load(Ordering::Acquire);
             let owner = Owner(self.owner.load(Ordering::Relaxed));
             fence(Ordering::Acquire);
-            let [number, seconds] = [doing & u64::from(u32::MAX), doing >> 32].map(|half| half as u32);
+            let [number, seconds] =
+                [doing & u64::from(u32::MAX), doing >> 32].map(|half| u32::try_from(half).unwrap_or_default());
             if number == FREE {
                 return None;
             }

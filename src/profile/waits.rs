@@ -5,7 +5,9 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{self, MutexGuard, PoisonError, TryLockError};
+use std::sync::{
+    self, LockResult, MutexGuard, PoisonError, RwLockReadGuard, RwLockWriteGuard, TryLockError, TryLockResult,
+};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
@@ -113,11 +115,38 @@ impl<T> Mutex<T> {
     /// The guard is the standard library's, so that its condition variables take it.
     #[inline]
     pub fn lock(&self) -> MutexGuard<'_, T> {
-        match self.inner.try_lock() {
-            Ok(guard) => guard,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => contended(|| self.inner.lock().unwrap_or_else(PoisonError::into_inner)),
-        }
+        acquire(self.inner.try_lock(), || self.inner.lock())
+    }
+}
+
+/// A lock that many may read under; otherwise as [`Mutex`].
+#[derive(Debug, Default)]
+pub struct RwLock<T> {
+    inner: sync::RwLock<T>,
+}
+
+impl<T> RwLock<T> {
+    pub const fn new(value: T) -> Self {
+        Self { inner: sync::RwLock::new(value) }
+    }
+
+    #[inline]
+    pub fn read(&self) -> RwLockReadGuard<'_, T> {
+        acquire(self.inner.try_read(), || self.inner.read())
+    }
+
+    #[inline]
+    pub fn write(&self) -> RwLockWriteGuard<'_, T> {
+        acquire(self.inner.try_write(), || self.inner.write())
+    }
+}
+
+#[inline]
+fn acquire<G>(tried: TryLockResult<G>, lock: impl FnOnce() -> LockResult<G>) -> G {
+    match tried {
+        Ok(guard) => guard,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(TryLockError::WouldBlock) => contended(|| lock().unwrap_or_else(PoisonError::into_inner)),
     }
 }
 
@@ -156,7 +185,7 @@ fn block_weight(delay: u64, rate: u64, random: u64) -> Option<f64> {
 }
 
 fn mutex_weight(fraction: u64, random: u64) -> Option<f64> {
-    (fraction > 0 && random % fraction == 0).then_some(fraction as f64)
+    (fraction > 0 && random.is_multiple_of(fraction)).then_some(fraction as f64)
 }
 
 /// Any number: sampling needs no secret, only a fresh one for each wait.
@@ -263,6 +292,8 @@ const CONTENTIONS: ValueType = ValueType { kind: "contentions", unit: "count" };
 
 impl Waits {
     fn sample(&self, stack: Vec<Frame>) -> Sample {
-        Sample { stack, values: vec![self.contentions.round() as i64, self.delay.round() as i64], labels: Vec::new() }
+        #[expect(clippy::cast_possible_truncation, reason = "a sum beyond the range stops at its end")]
+        let values = [self.contentions, self.delay].map(|sum| sum.round() as i64);
+        Sample { stack, values: values.into(), labels: Vec::new() }
     }
 }
