@@ -17,7 +17,7 @@ use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener as StdTcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -28,6 +28,7 @@ use tokio::time::timeout;
 
 use crate::clock::monotonic_ms;
 use crate::metrics::Metrics;
+use crate::supervise;
 
 /// How long the front leaves the port alone after a failed accept; a missing descriptor comes back by itself.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
@@ -221,7 +222,7 @@ impl Guard {
         let (stop, stopped) = oneshot::channel();
         let front = Arc::new(Front { options, bound: address.ip(), jobs, metrics });
         let run = move || runtime.block_on(front.serve(listener, stopped));
-        let front = Builder::new().name(format!("{name}-front")).spawn(run).map_err(start_error)?;
+        let front = supervise::spawn(&format!("{name}-front"), run).map_err(start_error)?;
         Ok(Self { address, stop: Some(stop), front: Some(front) })
     }
 
@@ -273,7 +274,7 @@ fn start_workers(
             }
         };
         // Workers end when the front drops its side of the queue, so nobody needs to hold on to them.
-        drop(Builder::new().name(format!("{name}-{index}")).spawn(work)?);
+        drop(supervise::spawn(&format!("{name}-{index}"), work)?);
     }
     Ok(())
 }

@@ -45,6 +45,7 @@ use self::reader::Reader;
 use self::writer::{Inputs, Job, Order, Task, Writer};
 use super::{Busy, Channel, Deliver, Query, Store, Submission, Ticket};
 use crate::limits::{READER_QUEUE_MAX, WRITER_QUEUE_MAX};
+use crate::supervise;
 
 /// The time, as the store asks for it.
 pub trait Clock: Send + Sync {
@@ -223,7 +224,7 @@ impl SqliteStore {
         ending: SyncSender<()>,
         run: impl FnOnce() + Send + 'static,
     ) -> Result<(), StartError> {
-        let thread = std::thread::Builder::new().name(name.clone()).spawn(move || {
+        let thread = supervise::spawn(&name, move || {
             let _ending = ending;
             run();
         });
