@@ -7,6 +7,8 @@ pub mod cpu;
 pub mod encode;
 pub mod flamegraph;
 pub mod heap;
+mod mappings;
+mod signal;
 pub mod sites;
 pub mod stack;
 pub mod symbols;
@@ -89,11 +91,12 @@ impl Profile {
     /// change. What is in use may have become less.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
-        let mut differences: HashMap<(&[Frame], &[(&str, Label)]), Vec<i64>> = HashMap::new();
+        let mut differences: HashMap<_, Vec<i64>> = HashMap::new();
         for (samples, sign) in [(&self.samples, 1), (&earlier.samples, -1)] {
             for sample in samples {
-                let sums =
-                    differences.entry((&sample.stack, &sample.labels)).or_insert_with(|| vec![0; sample.values.len()]);
+                let sums = differences
+                    .entry((sample.stack.as_slice(), sample.labels.as_slice()))
+                    .or_insert_with(|| vec![0; sample.values.len()]);
                 sums.iter_mut().zip(&sample.values).for_each(|(sum, value)| *sum = sum.saturating_add(sign * value));
             }
         }
