@@ -21,7 +21,7 @@ use tokio::runtime::RuntimeMetrics;
 use tokio::task::JoinHandle;
 
 pub(crate) use super::sites::{Site, place, site};
-use super::{Frame, Label, Place, Profile, Sample, ValueType, sites};
+use super::{Frame, Label, Place, Profile, Sample, ValueType, sites, time_nanos};
 use crate::clock;
 
 /// Spawns a task on the local runtime of this thread. `place` is [`place!()`](place) in the caller.
@@ -390,7 +390,7 @@ pub fn profile() -> Profile {
         default_sample_type: GOROUTINES.kind,
         period_type: GOROUTINES,
         period: 1,
-        time_nanos: i64::try_from(clock::now().as_nanosecond()).unwrap_or(i64::MAX),
+        time_nanos: time_nanos(),
         duration_nanos: 0,
         samples: counts.into_iter().map(sample).collect(),
         drop_frames: "",

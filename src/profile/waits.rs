@@ -14,7 +14,7 @@ use std::time::Duration;
 use foldhash::fast::RandomState;
 
 use super::sites::Site;
-use super::{Frame, Profile, Sample, ValueType};
+use super::{Frame, Profile, Sample, ValueType, stack, time_nanos};
 use crate::clock;
 
 static BLOCK_RATE: AtomicU64 = AtomicU64::new(0);
@@ -220,6 +220,9 @@ impl Random {
     }
 }
 
+/// Calls kept of one stack: as many as Go keeps.
+const CALLS_MAX: usize = 32;
+
 /// Who waits for what.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Stack {
@@ -230,7 +233,7 @@ struct Stack {
 
 impl Stack {
     fn here(site: &'static Site) -> Self {
-        Self { site, calls: Vec::new() }
+        Self { site, calls: stack::here(CALLS_MAX) }
     }
 
     fn frames(&self) -> Vec<Frame> {
@@ -294,7 +297,7 @@ impl Table {
             default_sample_type: "delay",
             period_type: CONTENTIONS,
             period: 1,
-            time_nanos: i64::try_from(clock::now().as_nanosecond()).unwrap_or(i64::MAX),
+            time_nanos: time_nanos(),
             duration_nanos: 0,
             samples,
             drop_frames: "",
