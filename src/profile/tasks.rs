@@ -15,12 +15,13 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
+use foldhash::fast::RandomState;
 use pin_project_lite::pin_project;
 use tokio::runtime::RuntimeMetrics;
 use tokio::task::JoinHandle;
 
 pub(crate) use super::sites::{Site, place, site};
-use super::{Frame, Label, Place, Profile, Sample, ValueType, sites};
+use super::{Frame, Label, Place, Profile, Sample, ValueType, sites, time_nanos};
 use crate::clock;
 
 /// Spawns a task on the local runtime of this thread. `place` is [`place!()`](place) in the caller.
@@ -368,7 +369,7 @@ pub fn snapshot() -> Vec<TaskInfo> {
 pub fn profile() -> Profile {
     let tasks = snapshot();
     let registered = tasks.iter().filter(|task| task.kind == Kind::Task).count();
-    let mut counts: HashMap<(Vec<Frame>, &'static str), i64> = HashMap::new();
+    let mut counts: HashMap<(Vec<Frame>, &'static str), i64, RandomState> = HashMap::default();
     for task in tasks {
         *counts.entry((task.stack(), task.thread)).or_default() += 1;
     }
@@ -389,7 +390,7 @@ pub fn profile() -> Profile {
         default_sample_type: GOROUTINES.kind,
         period_type: GOROUTINES,
         period: 1,
-        time_nanos: i64::try_from(clock::now().as_nanosecond()).unwrap_or(i64::MAX),
+        time_nanos: time_nanos(),
         duration_nanos: 0,
         samples: counts.into_iter().map(sample).collect(),
         drop_frames: "",
@@ -436,4 +437,237 @@ impl Drop for Watched {
 /// Tasks alive on all runtimes watched.
 fn alive() -> usize {
     lock(&RUNTIMES).iter().map(|(_, runtime)| runtime.num_alive_tasks()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::sync::atomic::AtomicBool;
+
+    use tokio::runtime::{Builder, LocalRuntime};
+    use tokio::sync::oneshot;
+    use tokio::task::yield_now;
+
+    use super::*;
+
+    fn runtime() -> LocalRuntime {
+        Builder::new_current_thread().build_local(Default::default()).unwrap()
+    }
+
+    /// What is there that began at `place`.
+    fn begun_at(place: &'static Site) -> Vec<TaskInfo> {
+        snapshot().into_iter().filter(|task| *task.begun_at == place.place).collect()
+    }
+
+    fn check(place: &'static Site, expected: &[Doing]) {
+        let found: Vec<_> = begun_at(place).iter().map(|task| task.doing).collect();
+        assert_eq!(found, expected);
+    }
+
+    /// Lets every task run until it waits.
+    async fn settle() {
+        for _ in 0..3 {
+            yield_now().await;
+        }
+    }
+
+    #[test]
+    fn a_task_is_seen_from_its_spawning_to_its_end() {
+        let place = place!();
+        let wait = site!("wait for the test");
+        runtime().block_on(async {
+            let (go, gone) = oneshot::channel();
+            let task = spawn_local_for(7, place, async move {
+                check(place, &[Doing::Running]);
+                at(wait, gone).await.unwrap();
+            });
+            settle().await;
+            check(place, &[Doing::Waiting(Some(wait))]);
+            let seen = begun_at(place)[0];
+            assert_eq!((seen.kind, seen.session), (Kind::Task, Some(7)));
+            assert_eq!(seen.thread, std::thread::current().name().unwrap());
+            let stack = [Frame::Name("wait for the test"), Frame::Place(&wait.place), Frame::Place(&place.place)];
+            assert_eq!(seen.stack(), stack);
+            go.send(()).unwrap();
+            task.await.unwrap();
+        });
+        check(place, &[]);
+    }
+
+    #[test]
+    fn the_innermost_wait_is_the_one_that_counts() {
+        let (place, inner) = (place!(), site!("wait inside"));
+        runtime().block_on(async {
+            spawn_local(place, at(site!("wait outside"), at(inner, pending::<()>())));
+            settle().await;
+            check(place, &[Doing::Waiting(Some(inner))]);
+        });
+    }
+
+    #[test]
+    fn a_wait_that_nobody_noted_has_no_name_even_after_one_that_has() {
+        let (place, named) = (place!(), site!("wait once"));
+        runtime().block_on(async {
+            spawn_local(place, async {
+                at(named, yield_now()).await;
+                pending::<()>().await;
+            });
+            settle().await;
+            check(place, &[Doing::Waiting(None)]);
+            assert_eq!(begun_at(place)[0].stack(), [Frame::Name("wait"), Frame::Place(&place.place)]);
+        });
+    }
+
+    #[test]
+    fn a_task_that_panics_or_is_aborted_leaves_nothing_behind() {
+        let (place, next) = (place!(), place!());
+        runtime().block_on(async {
+            let failing = spawn_local(place, async {
+                at(site!("wait, then panic"), yield_now()).await;
+                panic!("as the test wants it");
+            });
+            let aborted = spawn_local(place, pending::<()>());
+            settle().await;
+            aborted.abort();
+            assert!(failing.await.unwrap_err().is_panic() && aborted.await.unwrap_err().is_cancelled());
+            check(place, &[]);
+            spawn_local(next, pending::<()>());
+            settle().await;
+            check(next, &[Doing::Waiting(None)]);
+        });
+        check(next, &[]);
+    }
+
+    #[test]
+    fn a_runtimes_own_future_is_seen_and_is_no_task() {
+        let place = place!();
+        runtime().block_on(root(place, async {
+            check(place, &[Doing::Running]);
+            assert_eq!(begun_at(place)[0].kind, Kind::Root);
+        }));
+    }
+
+    #[test]
+    fn a_request_is_seen_until_it_is_answered() {
+        let (handler, writer) = (place!(), site!("wait for the writer"));
+        let requests: Vec<_> = (1..=3).map(|session| request(session, handler, writer)).collect();
+        check(handler, &[Doing::Waiting(Some(writer)); 3]);
+        assert!(begun_at(handler).iter().all(|request| request.kind == Kind::Request));
+        drop(requests);
+        check(handler, &[]);
+    }
+
+    #[test]
+    fn what_an_owner_is_made_of_comes_out_again() {
+        let place = place!();
+        for kind in Kind::ALL {
+            for (session, seen) in [(0, 0), (1, 1), (u64::from(u32::MAX), u64::from(u32::MAX)), (1 << 32 | 5, 5)] {
+                let owner = Owner::new(kind, session, place, u16::MAX);
+                assert_eq!((owner.kind(), owner.session()), (kind, seen));
+                assert_eq!((owner.place(), owner.thread()), (place.number as usize, usize::from(u16::MAX)));
+            }
+        }
+    }
+
+    #[test]
+    fn slots_are_used_again_on_whatever_thread_they_were_given_back() {
+        let place = place!();
+        let take = |count| (0..count).map(|_| Entry::new(Kind::Task, 0, place)).collect::<Vec<_>>();
+        let used = || lock(&PAGES).len() * PAGE;
+        let before = used();
+        for _ in 0..50 {
+            // Taken here, given back on a thread that ends, and on one that goes on.
+            let (here, there) = (take(1000), take(1000));
+            std::thread::scope(|scope| scope.spawn(move || drop(there)).join().unwrap());
+            drop(here);
+        }
+        assert!(used() - before <= 2000 + 2 * KEEP_MAX + PAGE, "{} slots for 2000 at once", used() - before);
+        check(place, &[]);
+    }
+
+    #[test]
+    fn a_look_finds_all_that_stands_and_nothing_mixed_up_while_others_come_and_go() {
+        const STANDING: usize = 1000;
+        let (standing, writer) = (place!(), site!("stands"));
+        let (fleeting, reader) = (place!(), site!("comes and goes"));
+        let over = AtomicBool::new(false);
+        let _standing: Vec<_> = (0..STANDING).map(|_| request(1, standing, writer)).collect();
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        let some: Vec<_> = (0..300).map(|_| request(2, fleeting, reader)).collect();
+                        some.iter().for_each(|entry| entry.0.set(reader.number));
+                    }
+                });
+            }
+            let mut fleeting_seen = 0;
+            for _ in 0..300 {
+                let seen = snapshot();
+                let (stands, goes): (Vec<&TaskInfo>, Vec<&TaskInfo>) =
+                    seen.iter().partition(|task| std::ptr::eq(task.begun_at, &standing.place));
+                assert_eq!(stands.len(), STANDING);
+                assert!(
+                    stands.iter().all(|task| task.doing == Doing::Waiting(Some(writer)) && task.session == Some(1))
+                );
+                // New ones are "running" until they say otherwise.
+                let whole = |task: &&TaskInfo| {
+                    task.session == Some(2) && matches!(task.doing, Doing::Running)
+                        || task.doing == Doing::Waiting(Some(reader))
+                };
+                assert!(goes.iter().all(whole), "{goes:?}");
+                fleeting_seen += goes.len();
+            }
+            over.store(true, Ordering::Relaxed);
+            assert!(fleeting_seen > 0, "nothing came and went");
+        });
+    }
+
+    #[test]
+    fn ten_thousand_tasks_are_looked_at_in_less_than_50_ms() {
+        let (place, wait) = (place!(), site!("wait for ever"));
+        runtime().block_on(async {
+            for session in 1..=10_000 {
+                spawn_local_for(session, place, at(wait, pending::<()>()));
+            }
+            while begun_at(place).iter().any(|task| task.doing == Doing::Running) {
+                yield_now().await;
+            }
+            // The best of a few: other programs may have the processor in one of them.
+            let times = (0..10).map(|_| {
+                let began = clock::monotonic();
+                let profile = profile();
+                let took = clock::monotonic() - began;
+                let is_theirs = |sample: &&Sample| sample.stack.last() == Some(&Frame::Place(&place.place));
+                assert_eq!(profile.samples.iter().find(is_theirs).unwrap().values, [10_000]);
+                took
+            });
+            let best = times.min().unwrap();
+            assert!(best.as_millis() < 50, "{best:?}");
+            println!("10,000 tasks: {best:?}");
+        });
+    }
+
+    #[test]
+    fn tasks_that_nobody_registered_show_as_a_number() {
+        let foreign = || {
+            let samples = profile().samples;
+            let name = [Frame::Name("tasks that libraries spawned")];
+            samples.into_iter().find(|sample| sample.stack == name).map(|sample| sample.values[0])
+        };
+        let runtime = runtime();
+        let watched = watch(runtime.metrics());
+        runtime.block_on(async {
+            spawn_local(place!(), pending::<()>());
+            settle().await;
+            assert_eq!(foreign(), None);
+            for _ in 0..3 {
+                #[expect(clippy::disallowed_methods, reason = "as a library does it")]
+                tokio::task::spawn_local(pending::<()>());
+            }
+            assert_eq!(foreign(), Some(3));
+        });
+        drop(watched);
+        assert_eq!(foreign(), None);
+    }
 }

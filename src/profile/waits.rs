@@ -3,6 +3,7 @@
 //! Both are samples by Go's rules, off at first, and set at run time. Off, a wait costs one relaxed load. On, every wait
 //! that is sampled has the stack of whoever waits; a lock's holder is not known.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{
@@ -13,7 +14,7 @@ use std::time::Duration;
 use foldhash::fast::RandomState;
 
 use super::sites::Site;
-use super::{Frame, Profile, Sample, ValueType};
+use super::{Frame, Profile, Sample, ValueType, stack, time_nanos};
 use crate::clock;
 
 static BLOCK_RATE: AtomicU64 = AtomicU64::new(0);
@@ -188,22 +189,39 @@ fn mutex_weight(fraction: u64, random: u64) -> Option<f64> {
     (fraction > 0 && random.is_multiple_of(fraction)).then_some(fraction as f64)
 }
 
-/// Any number: sampling needs no secret, only a fresh one for each wait.
+/// A number for each wait: sampling needs no secret, only a fresh one.
 fn random() -> u64 {
-    use std::cell::Cell;
     thread_local! {
-        static STATE: Cell<u64> = Cell::new(nanoseconds(clock::monotonic()) | 1);
+        static STATE: Cell<Random> = Cell::new(Random::new(nanoseconds(clock::monotonic())));
     }
     STATE.with(|state| {
-        // Marsaglia's xorshift64*.
-        let mut x = state.get();
-        x ^= x >> 12;
-        x ^= x << 25;
-        x ^= x >> 27;
-        state.set(x);
-        x.wrapping_mul(0x2545_F491_4F6C_DD1D)
+        let mut random = state.get();
+        let next = random.next();
+        state.set(random);
+        next
     })
 }
+
+/// Marsaglia's xorshift64*.
+#[derive(Debug, Clone, Copy)]
+struct Random(u64);
+
+impl Random {
+    fn new(seed: u64) -> Self {
+        // Zero would stay zero.
+        Self(seed | 1)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+}
+
+/// Calls kept of one stack: as many as Go keeps.
+const CALLS_MAX: usize = 32;
 
 /// Who waits for what.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -215,7 +233,7 @@ struct Stack {
 
 impl Stack {
     fn here(site: &'static Site) -> Self {
-        Self { site, calls: Vec::new() }
+        Self { site, calls: stack::here(CALLS_MAX) }
     }
 
     fn frames(&self) -> Vec<Frame> {
@@ -279,7 +297,7 @@ impl Table {
             default_sample_type: "delay",
             period_type: CONTENTIONS,
             period: 1,
-            time_nanos: i64::try_from(clock::now().as_nanosecond()).unwrap_or(i64::MAX),
+            time_nanos: time_nanos(),
             duration_nanos: 0,
             samples,
             drop_frames: "",
@@ -295,5 +313,162 @@ impl Waits {
         #[expect(clippy::cast_possible_truncation, reason = "a sum beyond the range stops at its end")]
         let values = [self.contentions, self.delay].map(|sum| sum.round() as i64);
         Sample { stack, values: values.into(), labels: Vec::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::AtomicBool;
+
+    use super::super::sites::site;
+    use super::*;
+
+    /// What sampling makes of `delays`, each met many times: contentions and delay for each of them, as parts of the truth.
+    fn check_unbiased(delays: &[u64], weight: impl Fn(u64, u64) -> Option<f64>) {
+        const TIMES: u32 = 200_000;
+        for seed in 1..=4 {
+            let mut random = Random::new(seed);
+            for delay in delays {
+                let sum: f64 = (0..TIMES).filter_map(|_| weight(*delay, random.next())).sum();
+                let part = sum / f64::from(TIMES);
+                assert!((0.95..1.05).contains(&part), "{delay} ns: {part} of what was, seed {seed}");
+            }
+        }
+    }
+
+    #[test]
+    fn sampled_waits_stand_for_all_of_them() {
+        check_unbiased(&[50, 333, 5_000, 9_999, 10_000, 70_000], |delay, random| block_weight(delay, 10_000, random));
+    }
+
+    #[test]
+    fn sampled_contentions_stand_for_all_of_them() {
+        check_unbiased(&[1], |_, random| mutex_weight(100, random));
+    }
+
+    #[test]
+    fn waits_as_long_as_the_rate_are_all_recorded_and_with_rate_0_none() {
+        let mut random = Random::new(7);
+        for delay in [10_000, 10_001, u64::MAX] {
+            assert!((0..100).all(|_| block_weight(delay, 10_000, random.next()) == Some(1.0)));
+        }
+        assert!((0..100).all(|_| block_weight(1, 1, random.next()) == Some(1.0)), "1 records all");
+        assert!((0..100).all(|_| mutex_weight(1, random.next()) == Some(1.0)), "1 records all");
+        assert_eq!((block_weight(u64::MAX, 0, 0), mutex_weight(0, 0)), (None, None));
+    }
+
+    #[test]
+    fn a_wait_of_no_time_is_worth_nothing() {
+        assert_eq!(block_weight(0, 10_000, 0), None);
+    }
+
+    /// Contentions and nanoseconds at a site.
+    fn recorded(profile: &Profile, site: &'static Site) -> Option<(i64, i64)> {
+        let head = [Frame::Name(site.what), Frame::Place(&site.place)];
+        let here: Vec<_> = profile.samples.iter().filter(|sample| sample.stack.starts_with(&head)).collect();
+        (!here.is_empty()).then(|| {
+            let sum = |at: usize| here.iter().map(|sample| sample.values[at]).sum();
+            (sum(0), sum(1))
+        })
+    }
+
+    #[test]
+    fn a_wait_is_recorded_with_its_time_when_it_ends_on_whatever_thread() {
+        let site = site!("wait for the test");
+        assert!(begin(site).is_none(), "off at first");
+        set_block_rate(1);
+        assert_eq!(block_rate(), 1);
+        let (kept, dropped) = (begin(site), begin(site));
+        let begun = clock::monotonic();
+        std::thread::scope(|scope| scope.spawn(|| end(kept)).join().unwrap());
+        drop(dropped);
+        let longest = nanoseconds(clock::monotonic() - begun) + 1_000_000_000;
+        let (contentions, delay) = recorded(&block_profile(), site).unwrap();
+        assert_eq!(contentions, 1);
+        assert!(delay > 0 && delay < i64::try_from(longest).unwrap(), "{delay} ns");
+        end(begin(site));
+        assert_eq!(recorded(&block_profile(), site).unwrap().0, 2, "the same way to the same site");
+        assert!(block_count() >= 1);
+        set_block_rate(0);
+        end(begin(site));
+        assert_eq!(recorded(&block_profile(), site).unwrap().0, 2);
+    }
+
+    /// Makes a thread wait for a lock until `is_seen`.
+    fn contend(is_seen: impl Fn() -> bool) {
+        let mutex = Mutex::new(0);
+        let over = AtomicBool::new(false);
+        let both = Barrier::new(2);
+        std::thread::scope(|scope| {
+            let hold = || {
+                both.wait();
+                while !over.load(Ordering::Relaxed) {
+                    *mutex.lock() += 1;
+                }
+            };
+            scope.spawn(hold);
+            both.wait();
+            while !is_seen() {
+                *mutex.lock() += 1;
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+    }
+
+    #[test]
+    fn a_lock_that_is_held_is_a_contention_and_a_wait() {
+        set_mutex_fraction(1);
+        assert_eq!(mutex_fraction(), 1);
+        contend(|| mutex_count() > 0);
+        let profile = mutex_profile();
+        let [contentions, delay] = profile.samples[0].values[..] else { panic!("{profile:?}") };
+        assert!(contentions > 0 && delay > 0);
+        assert_eq!(profile.samples[0].stack[0], Frame::Name("wait for a lock"));
+        assert_eq!(block_count(), 0, "the other profile is off");
+        set_mutex_fraction(0);
+        set_block_rate(1);
+        contend(|| block_count() > 0);
+    }
+
+    #[test]
+    fn a_lock_that_is_free_is_no_contention() {
+        set_mutex_fraction(1);
+        set_block_rate(1);
+        let (mutex, lock) = (Mutex::new(1), RwLock::new(1));
+        *mutex.lock() += 1;
+        *lock.write() += 1;
+        let (first, second) = (lock.read(), lock.read());
+        assert_eq!((*mutex.lock(), *first, *second), (2, 2, 2));
+        assert_eq!((mutex_count(), block_count()), (0, 0));
+    }
+
+    #[test]
+    fn a_panic_of_a_holder_does_not_poison_the_lock() {
+        let (mutex, lock) = (Mutex::new(1), RwLock::new(1));
+        std::thread::scope(|scope| {
+            let fail = || {
+                let _held = (mutex.lock(), lock.write());
+                panic!("as the test wants it");
+            };
+            scope.spawn(fail).join().unwrap_err();
+        });
+        assert_eq!((*mutex.lock(), *lock.read()), (1, 1));
+        assert_eq!(*lock.write(), 1);
+    }
+
+    #[test]
+    fn stacks_beyond_the_bound_are_counted_together() {
+        let (table, site) = (Table::new(), site!("wait in many places"));
+        for call in 0..STACKS_MAX + 5 {
+            table.record(Stack { site, calls: vec![call] }, 2.0, 10);
+        }
+        table.record(Stack { site, calls: vec![0] }, 1.0, 10);
+        assert_eq!(table.count(), STACKS_MAX);
+        let samples = table.profile().samples;
+        let values_of =
+            |frame| samples.iter().find(|sample| sample.stack.last() == Some(&frame)).unwrap().values.clone();
+        assert_eq!(values_of(Frame::Name("other stacks")), [10, 100]);
+        assert_eq!(values_of(Frame::Return(0)), [3, 30]);
     }
 }

@@ -11,7 +11,7 @@ use crate::ids::{ChannelId, MessageId, SessionId};
 use crate::metrics::{Label as _, RateLimit};
 use crate::net::CloseReason;
 use crate::passwords::{HashJob, HashOutcome};
-use crate::profile::tasks::{self, Entry, Site, place, site};
+use crate::profile::tasks::{self, Entry, Site, site};
 use crate::store::{Answer, Command, Event, Query, Refusal, Submission, Ticket};
 use crate::wire::server::{self, Disconnect};
 use crate::wire::{ErrorCode, ServerMessage};
@@ -81,13 +81,13 @@ impl Shard {
     }
 
     /// Writes a post. Further posts of the session may follow before its outcome is there.
-    pub fn submit_post(&mut self, key: SessionKey, command: Command) {
+    pub fn submit_post(&mut self, key: SessionKey, handler: &'static Site, command: Command) {
         let ticket = self.ticket(key);
         if self.store.submit(Submission { ticket, command }).is_err() {
             return self.busy(key);
         }
         let request = self.request;
-        let entry = self.entry(key, place!(), site!("wait for the writer"));
+        let entry = self.entry(key, handler, site!("wait for the writer"));
         match &mut self.clients.session(key).flight {
             Flight::Posts(posts) => posts.submitted(request, entry),
             other => {

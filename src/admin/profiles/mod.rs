@@ -277,9 +277,9 @@ fn cmdline(_: &Site, route: &'static Route, _: &Request) -> Result<Answer, Troub
 /// The first line only has to be more than 0: the tool asks whether there are names at all.
 fn symbol(_: &Site, route: &'static Route, request: &Request) -> Result<Answer, Trouble> {
     let asked = if request.is_post() { String::from_utf8_lossy(request.body()) } else { request.query().into() };
-    let addresses = asked.split('+').take(SYMBOLS_MAX).filter_map(address);
-    let line = |address| symbols::name_at(address).map(|name| format!("{address:#x} {name}\n"));
-    let lines: String = addresses.filter_map(line).collect();
+    let addresses: Vec<usize> = asked.split('+').take(SYMBOLS_MAX).filter_map(address).collect();
+    let named = addresses.iter().zip(symbols::names_at(&addresses));
+    let lines: String = named.filter_map(|(address, name)| Some(format!("{address:#x} {}\n", name?))).collect();
     Ok(Answer::new(route.path, 200, TEXT, format!("num_symbols: 1\n{lines}")))
 }
 

@@ -109,7 +109,8 @@ impl<T> Queue<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::profile::tasks::place;
+    use crate::profile::Frame;
+    use crate::profile::tasks::{place, site};
 
     #[test]
     fn a_full_queue_refuses_clients_but_not_the_servers_own_work() {
@@ -140,6 +141,24 @@ mod tests {
         assert_eq!(queue.take(3, Duration::MAX, &mut taken), Taken::Items);
         assert_eq!(queue.take(3, Duration::MAX, &mut taken), Taken::Closed);
         assert_eq!(taken, [1]);
+    }
+
+    #[test]
+    fn time_in_the_queue_is_a_wait_and_time_without_work_is_none() {
+        let site = site!("wait to be taken");
+        let queue = Queue::new(2, site);
+        waits::set_block_rate(1);
+        queue.take(1, Duration::from_millis(1), &mut Vec::new());
+        assert_eq!(waits::block_count(), 0);
+        assert_eq!([queue.push(1), queue.push(2), queue.push(3)], [Ok(()), Ok(()), Err(Busy)]);
+        assert_eq!(waits::block_count(), 0, "they wait still");
+        queue.take(3, Duration::ZERO, &mut Vec::new());
+        let profile = waits::block_profile();
+        let waited = profile.samples.iter().map(|sample| {
+            assert_eq!(sample.stack[..2], [Frame::Name("wait to be taken"), Frame::Place(&site.place)]);
+            sample.values[0]
+        });
+        assert_eq!(waited.sum::<i64>(), 2, "who was refused did not wait");
     }
 
     #[test]
