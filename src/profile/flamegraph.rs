@@ -13,7 +13,7 @@ use super::{Label, Profile, Sample};
 /// # Errors
 /// When the drawing fails, which leaves nothing half drawn.
 pub fn svg(profile: &Profile, value: usize) -> io::Result<Vec<u8>> {
-    let names = Names::of(profile.samples.iter().flat_map(|sample| &sample.stack));
+    let names = Names::of(profile);
     let lines: Vec<String> = profile.samples.iter().filter_map(|sample| folded(sample, value, &names)).collect();
     let mut options = Options::default();
     options.title = title(profile, value);
@@ -46,7 +46,7 @@ fn folded(sample: &Sample, value: usize, names: &Names) -> Option<String> {
         Label::Text(thread) if *name == "thread" => Some(thread.clone()),
         _ => None,
     });
-    let functions = sample.stack.iter().flat_map(|frame| names.lines(*frame)).map(|line| line.function.clone());
+    let functions = names.shown(&sample.stack).into_iter().map(|(_, line)| line.function.clone());
     let mut stack: Vec<String> = functions.chain(thread).collect();
     stack.reverse();
     // A semicolon ends a name there; in names of Rust it stands in arrays.

@@ -6,11 +6,11 @@ use std::fmt::{self, Write as _};
 use super::symbols::{self, Line};
 use super::tasks::{Doing, TaskInfo};
 use super::threads::ThreadStack;
-use super::{Frame, Place, Profile};
+use super::{Frame, Place, Profile, heap};
 
 /// What is in use, and in brackets what was allocated since the start: objects and bytes.
 #[must_use]
-pub fn heap(profile: &Profile) -> String {
+pub fn memory(profile: &Profile) -> String {
     // The name after the @ tells the tool that the numbers are not to be scaled any more.
     let order = ["inuse_objects", "inuse_space", "alloc_objects", "alloc_space"].map(|kind| column(profile, kind));
     let numbers = |values: &[i64]| {
@@ -64,16 +64,14 @@ fn stacks(profile: &Profile, kind: &str, numbers: impl Fn(&[i64]) -> String) -> 
     let mut merged: Vec<_> = merged.into_iter().collect();
     let at = column(profile, kind).unwrap_or(0);
     merged.sort_by_key(|(_, values)| std::cmp::Reverse(values.get(at).copied()));
-    let names = Names::of(profile.samples.iter().flat_map(|sample| &sample.stack));
+    let names = Names::of(profile);
     let mut text = String::new();
     for (stack, values) in merged {
         text += &numbers(&values);
         stack.iter().for_each(|frame| push(&mut text, format_args!(" {:#x}", address(*frame))));
         text.push('\n');
-        for frame in stack {
-            for Line { function, file, line, .. } in names.lines(*frame) {
-                push(&mut text, format_args!("#\t{:#x}\t{function}\t{file}:{line}\n", address(*frame)));
-            }
+        for (frame, Line { function, file, line, .. }) in names.shown(stack) {
+            push(&mut text, format_args!("#\t{:#x}\t{function}\t{file}:{line}\n", address(frame)));
         }
         text.push('\n');
     }
@@ -94,7 +92,7 @@ fn address(frame: Frame) -> usize {
 pub fn dump(tasks: &[TaskInfo], threads: &[ThreadStack]) -> String {
     let mut text = String::new();
     tasks.iter().for_each(|task| push_task(&mut text, task));
-    let names = Names::of(threads.iter().flat_map(|thread| &thread.frames));
+    let names = Names::of_frames(threads.iter().flat_map(|thread| &thread.frames));
     threads.iter().for_each(|thread| push_thread(&mut text, thread, &names));
     text
 }
@@ -123,7 +121,7 @@ fn push_task(text: &mut String, task: &TaskInfo) {
 
 fn push_thread(text: &mut String, thread: &ThreadStack, names: &Names) {
     push(text, format_args!("thread {} [{}, {}]:\n", thread.tid, thread.name, thread.state));
-    for Line { function, file, line, .. } in thread.frames.iter().flat_map(|frame| names.lines(*frame)) {
+    for (_, Line { function, file, line, .. }) in names.shown(&thread.frames) {
         push(text, format_args!("{function}(...)\n\t{file}:{line}\n"));
     }
     text.push('\n');
@@ -139,19 +137,36 @@ fn push(text: &mut String, more: fmt::Arguments<'_>) {
 }
 
 /// What stands at each of some frames, each looked up once.
-pub(super) struct Names(HashMap<Frame, Vec<Line>>);
+pub(super) struct Names {
+    lines: HashMap<Frame, Vec<Line>>,
+    /// Whether the allocator's own functions are left out, as a tool leaves out what [`Profile::drop_frames`] names.
+    allocator_is_hidden: bool,
+}
 
 impl Names {
-    pub(super) fn of<'a>(frames: impl Iterator<Item = &'a Frame>) -> Self {
+    pub(super) fn of(profile: &Profile) -> Self {
+        let frames = profile.samples.iter().flat_map(|sample| &sample.stack);
+        Self { allocator_is_hidden: !profile.drop_frames.is_empty(), ..Self::of_frames(frames) }
+    }
+
+    fn of_frames<'a>(frames: impl Iterator<Item = &'a Frame>) -> Self {
         let mut frames: Vec<Frame> = frames.copied().collect();
         frames.sort_unstable();
         frames.dedup();
-        let resolved = symbols::resolve(&frames);
-        Self(frames.into_iter().zip(resolved.into_iter().map(|resolved| resolved.lines)).collect())
+        let resolved = symbols::resolve(&frames).into_iter().map(|resolved| resolved.lines);
+        Self { lines: frames.iter().copied().zip(resolved).collect(), allocator_is_hidden: false }
     }
 
-    /// Inlined functions before those they are inlined into.
-    pub(super) fn lines(&self, frame: Frame) -> &[Line] {
-        self.0.get(&frame).map_or(&[], Vec::as_slice)
+    /// The functions of a stack, leaf first, inlined ones before those they are inlined into.
+    pub(super) fn shown(&self, stack: &[Frame]) -> Vec<(Frame, &Line)> {
+        let lines = stack.iter().filter_map(|frame| Some((*frame, self.lines.get(frame)?)));
+        let all: Vec<(Frame, &Line)> =
+            lines.flat_map(|(frame, lines)| lines.iter().map(move |line| (frame, line))).collect();
+        let is_hidden = |(_, line): &(Frame, &Line)| self.allocator_is_hidden && heap::is_allocator(&line.function);
+        // Its outermost function and all that is called from there; a stack of nothing else stays.
+        match all.iter().rposition(is_hidden) {
+            Some(at) if at + 1 < all.len() => all[at + 1..].to_vec(),
+            _ => all,
+        }
     }
 }

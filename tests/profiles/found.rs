@@ -74,8 +74,13 @@ fn lines_of_the_source_have_their_part() {
     let _busy = Busy::spinning();
     let listing = tool.pprof(&["-list=spins", &site.url("profile?seconds=1")]);
     assert!(listing.contains("tests/profiles/work.rs"), "{listing}");
-    let line = listing.lines().find(|line| line.contains("wrapping_mul")).unwrap_or_else(|| panic!("{listing}"));
-    assert!(line.trim_start().starts_with(|c: char| c.is_ascii_digit()), "{listing}");
+    // ` 10ms 120ms  62:the text of that line`
+    let listed = |line: &&str| line.split_whitespace().take(2).any(|word| word.ends_with("ms"));
+    let (place, text) =
+        listing.lines().find(listed).and_then(|line| line.split_once(':')).unwrap_or_else(|| panic!("{listing}"));
+    let number: usize = place.split_whitespace().last().unwrap().parse().unwrap();
+    let source = include_str!("work.rs").lines().nth(number - 1);
+    assert_eq!(source.map(str::trim), Some(text.trim()), "{listing}");
 }
 
 #[test]
@@ -158,6 +163,7 @@ fn addresses_alone_are_named_through_the_symbol_path() {
 fn the_texts_are_read_by_the_tool_as_well() {
     let (site, tool) = (Site::open(), Tool::new());
     let _kept = black_box(work::allocates_and_keeps(16 * MIB));
+    work::allocates_and_frees(16 * MIB);
     for (name, kind) in [
         ("heap?debug=1", "inuse_space/bytes"),
         ("goroutine?debug=1", "goroutine/count"),
@@ -194,7 +200,7 @@ fn found(tool: &Tool, name: &str, arguments: &[&str]) -> f64 {
 }
 
 fn row<'a>(rows: &'a [Row], name: &str) -> Option<&'a Row> {
-    rows.iter().find(|row| row.name.contains(name))
+    rows.iter().find(|row| row.function() == name)
 }
 
 fn save(site: &Site, tool: &Tool, path: &str, name: &str) -> String {

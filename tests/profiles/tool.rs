@@ -44,9 +44,9 @@ impl Tool {
         self.command().args(arguments).output().expect(MISSING)
     }
 
-    /// The rows of `-top`, numbers in the smallest unit.
+    /// The rows of `-top`.
     pub fn top(&self, arguments: &[impl AsRef<OsStr>]) -> Vec<Row> {
-        let options = ["-top", "-nodecount=200", "-nodefraction=0", "-edgefraction=0", "-unit=minimum"].map(OsStr::new);
+        let options = ["-top", "-nodecount=200", "-nodefraction=0", "-edgefraction=0"].map(OsStr::new);
         let arguments: Vec<&OsStr> = options.into_iter().chain(arguments.iter().map(AsRef::as_ref)).collect();
         let text = self.pprof(&arguments);
         let (_, rows) = text.split_once("cum%\n").unwrap_or_else(|| panic!("no table: {text}"));
@@ -80,7 +80,7 @@ impl Tool {
     }
 }
 
-/// A function in a profile, in the unit of its values.
+/// A function in a profile, its values in bytes, nanoseconds or whatever is counted.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
     pub flat: f64,
@@ -88,19 +88,41 @@ pub struct Row {
     pub name: String,
 }
 
+/// How the tool shortens large numbers.
+const UNITS: &[(&str, f64)] = &[
+    ("", 1.0),
+    ("B", 1.0),
+    ("kB", 1024.0),
+    ("MB", 1_048_576.0),
+    ("GB", 1_073_741_824.0),
+    ("ns", 1.0),
+    ("us", 1e3),
+    ("ms", 1e6),
+    ("s", 1e9),
+    ("mins", 60e9),
+];
+
 impl Row {
     /// `flat flat% sum% cum cum% name`, the name with spaces.
     fn read(line: &str) -> Self {
-        let mut words = line.split_whitespace();
-        let mut number = |skipped| {
-            let word = words.nth(skipped).unwrap_or_else(|| panic!("no row: {line}"));
-            let digits = word.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-            digits.parse().unwrap_or_else(|_| panic!("no number {word}: {line}"))
-        };
-        let (flat, cum) = (number(0), number(2));
-        let name: Vec<&str> = words.skip(1).collect();
-        Self { flat, cum, name: name.join(" ").trim_end_matches(" (inline)").to_owned() }
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let name = words[5..].join(" ");
+        let name =
+            ["(inline)", "(partial-inline)"].iter().fold(name.as_str(), |name, mark| name.trim_end_matches(mark));
+        Self { flat: number(words[0]), cum: number(words[3]), name: name.trim_end().to_owned() }
     }
+
+    /// What follows the path.
+    pub fn function(&self) -> &str {
+        self.name.rsplit("::").next().unwrap()
+    }
+}
+
+fn number(word: &str) -> f64 {
+    let digits = word.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = UNITS.iter().find(|(unit, _)| *unit == &word[digits.len()..]);
+    let (_, scale) = unit.unwrap_or_else(|| panic!("an unknown unit: {word}"));
+    digits.parse::<f64>().unwrap_or_else(|_| panic!("no number: {word}")) * scale
 }
 
 /// The tool as a web server.

@@ -17,7 +17,9 @@ const BLOCK_BYTES: usize = 4 << 10;
 /// Allocates as many bytes and keeps them.
 #[inline(never)]
 pub fn allocates_and_keeps(bytes: usize) -> Vec<Vec<u8>> {
-    (0..bytes / BLOCK_BYTES).map(|_| black_box(vec![1; BLOCK_BYTES])).collect()
+    let kept = (0..bytes / BLOCK_BYTES).map(|_| black_box(vec![1; BLOCK_BYTES])).collect();
+    // Something is left to do, so that the call before is no jump.
+    black_box(kept)
 }
 
 /// Allocates as many bytes, one block after the other, and keeps none.

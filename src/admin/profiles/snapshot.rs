@@ -78,7 +78,7 @@ fn heap_count() -> usize {
 }
 
 fn heap_text(profile: &Profile, _: i64) -> String {
-    text::heap(profile)
+    text::memory(profile)
 }
 
 fn block_text(profile: &Profile, _: i64) -> String {
