@@ -6,7 +6,7 @@ pub mod tcp;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 use ipnet::IpNet;
@@ -14,6 +14,7 @@ use ipnet::IpNet;
 /// Why a session ended: one list for log line, metric label and goodbye.
 pub use crate::metrics::DisconnectReason as CloseReason;
 use crate::metrics::Rejection;
+use crate::profile::waits::Mutex;
 use crate::wire::ErrorCode;
 
 /// Counts connections: in all and per address (BEHAVIOUR.md 1.10).
@@ -79,7 +80,7 @@ impl Gate {
         let address = address.to_canonical();
         let exempt = self.exempt.iter().any(|network| network.contains(&address));
         let counted = self.per_address_max.filter(|_| !exempt);
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.lock();
         if self.total_max.is_some_and(|max| open.total >= max) {
             return Err(Refusal::ServerFull);
         }
@@ -121,7 +122,7 @@ impl Admission {
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        let mut open = self.gate.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.gate.open.lock();
         open.total -= 1;
         if self.counted
             && let Some(here) = open.by_address.get_mut(&self.address)

@@ -5,12 +5,17 @@
 
 pub mod cpu;
 pub mod encode;
+pub mod flamegraph;
 pub mod heap;
 mod mappings;
 mod signal;
+pub mod sites;
 pub mod stack;
 pub mod symbols;
+pub mod tasks;
+pub mod text;
 pub mod threads;
+pub mod waits;
 
 use std::collections::HashMap;
 use std::panic::Location;

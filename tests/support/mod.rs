@@ -18,6 +18,7 @@
 
 pub mod client;
 pub mod clock;
+pub mod http;
 pub mod link;
 pub mod server;
 
@@ -27,3 +28,10 @@ pub use {
     link::{Incoming, Link, Received},
     server::{Server, Settings},
 };
+
+/// Threads of this process whose name begins like that.
+pub fn threads_named(prefix: &str) -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("proc is mounted");
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.filter(|name| name.starts_with(prefix)).count()
+}

@@ -404,6 +404,7 @@ mod tests {
 
     use super::*;
     use crate::ids::{ChannelId, SessionId};
+    use crate::profile::tasks::place;
     use crate::store::sqlite::open::{OpenOptions, open};
     use crate::store::sqlite::seeds::{default_seeds, insert_seeds};
     use crate::store::{Answer, Ticket};
@@ -450,7 +451,7 @@ mod tests {
         insert_seeds(&opened.writer, &default_seeds(), 1).unwrap();
         let delivered = Arc::new(Delivered::default());
         let inputs = Inputs {
-            queue: Arc::new(Queue::new(1)),
+            queue: Arc::new(Queue::new(1, place!())),
             channels: Vec::new(),
             deliver: delivered.clone(),
             clock: Arc::new(StillClock),
