@@ -9,7 +9,6 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::panic::catch_unwind;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::Builder;
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -57,7 +56,7 @@ impl Collector {
                 serve(&stream, &mut answers, &sender);
             }
         };
-        Builder::new().spawn(serve).unwrap();
+        superchat::supervise::spawn("sentry-stub", serve).unwrap();
         Self { address, posts }
     }
 

@@ -49,6 +49,11 @@ impl Home {
 
     /// Starts a server and waits until it greets a client.
     pub(crate) fn start(&self) -> Result<Server> {
+        self.start_with(&[])
+    }
+
+    /// The same with more in the environment.
+    pub(crate) fn start_with(&self, environment: &[(&str, &str)]) -> Result<Server> {
         let program = program()?;
         let address = free_address()?;
         let started = clock::now();
@@ -57,6 +62,7 @@ impl Home {
             .arg(self.database())
             .env_clear()
             .envs(SETTINGS.iter().copied())
+            .envs(environment.iter().copied())
             .envs(["HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"].map(|name| (name, self.path())))
             .current_dir(self.path())
             .stdin(Stdio::null())
@@ -87,7 +93,7 @@ fn program() -> Result<PathBuf> {
 }
 
 /// A port that no address of this machine uses, as the server binds it on all of them. Nothing listens on it here.
-fn free_address() -> Result<SocketAddr> {
+pub(crate) fn free_address() -> Result<SocketAddr> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)).into())?;
     let bound = socket.local_addr()?.as_socket().context("a socket without an address")?;

@@ -140,7 +140,8 @@ half a line
     }
 
     fn note(name: &[u8], kind: u8, description: &[u8]) -> Vec<u8> {
-        let lengths = [name.len() as u32, description.len() as u32, u32::from(kind)];
+        let length = |part: &[u8]| u32::try_from(part.len()).unwrap();
+        let lengths = [length(name), length(description), u32::from(kind)];
         let mut note: Vec<u8> = lengths.iter().flat_map(|length| length.to_le_bytes()).collect();
         for part in [name, description] {
             note.extend_from_slice(part);

@@ -54,9 +54,11 @@ pub(crate) struct DecodedMapping {
 }
 
 impl DecodedSample {
-    /// Whether a function whose name ends so is on the stack.
+    /// Whether a function of that name, in whatever module, is on the stack. Names come without their modules where there
+    /// are line tables only.
     pub(crate) fn passes(&self, function: &str) -> bool {
-        self.stack.iter().flat_map(|location| &location.lines).any(|line| line.function.ends_with(function))
+        let mut lines = self.stack.iter().flat_map(|location| &location.lines);
+        lines.any(|line| line.function.rsplit("::").next() == Some(function))
     }
 }
 
@@ -65,7 +67,8 @@ impl Decoded {
     pub(crate) fn sum(&self, kind: &str, function: &str) -> i64 {
         let index =
             self.sample_types.iter().position(|(known, _)| known == kind).unwrap_or_else(|| panic!("no {kind}"));
-        self.samples.iter().filter(|sample| sample.passes(function)).map(|sample| sample.values[index]).sum()
+        let wanted = self.samples.iter().filter(|sample| function.is_empty() || sample.passes(function));
+        wanted.map(|sample| sample.values[index]).sum()
     }
 }
 
