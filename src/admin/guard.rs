@@ -17,7 +17,7 @@ use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener as StdTcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -29,6 +29,7 @@ use tokio::time::timeout;
 use crate::clock::monotonic_ms;
 use crate::metrics::Metrics;
 use crate::profile::tasks::{self, place, site};
+use crate::supervise;
 
 /// How long the front leaves the port alone after a failed accept; a missing descriptor comes back by itself.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
@@ -225,7 +226,7 @@ impl Guard {
             let _watched = tasks::watch(runtime.metrics());
             runtime.block_on(tasks::root(place!(), front.serve(listener, stopped)));
         };
-        let front = Builder::new().name(format!("{name}-front")).spawn(run).map_err(start_error)?;
+        let front = supervise::spawn(&format!("{name}-front"), run).map_err(start_error)?;
         Ok(Self { address, stop: Some(stop), front: Some(front) })
     }
 
@@ -277,7 +278,7 @@ fn start_workers(
             }
         };
         // Workers end when the front drops its side of the queue, so nobody needs to hold on to them.
-        drop(Builder::new().name(format!("{name}-{index}")).spawn(work)?);
+        drop(supervise::spawn(&format!("{name}-{index}"), work)?);
     }
     Ok(())
 }

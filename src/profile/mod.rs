@@ -6,6 +6,8 @@
 pub mod cpu;
 pub mod encode;
 pub mod heap;
+mod mappings;
+mod signal;
 pub mod sites;
 pub mod stack;
 pub mod symbols;
@@ -87,12 +89,13 @@ impl Profile {
     /// change. What is in use may have become less.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
-        let mut differences: HashMap<(&[Frame], &[(&str, Label)]), Vec<i64>> = HashMap::new();
-        for (samples, sign) in [(&self.samples, 1), (&earlier.samples, -1)] {
+        let mut differences: HashMap<_, Vec<i64>> = HashMap::new();
+        for (samples, sign) in [(&self.samples, 1_i64), (&earlier.samples, -1)] {
             for sample in samples {
-                let sums =
-                    differences.entry((&sample.stack, &sample.labels)).or_insert_with(|| vec![0; sample.values.len()]);
-                sums.iter_mut().zip(&sample.values).for_each(|(sum, value)| *sum = sum.saturating_add(sign * value));
+                let key = (sample.stack.as_slice(), sample.labels.as_slice());
+                let sums = differences.entry(key).or_insert_with(|| vec![0; sample.values.len()]);
+                let values = sample.values.iter().map(|value| value.saturating_mul(sign));
+                sums.iter_mut().zip(values).for_each(|(sum, value)| *sum = sum.saturating_add(value));
             }
         }
         let changed = differences.into_iter().filter(|(_, values)| values.iter().any(|value| *value != 0));

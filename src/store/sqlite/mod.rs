@@ -46,6 +46,7 @@ use self::writer::{Inputs, Job, Order, Task, Writer};
 use super::{Busy, Channel, Deliver, Query, Store, Submission, Ticket};
 use crate::limits::{READER_QUEUE_MAX, WRITER_QUEUE_MAX};
 use crate::profile::tasks::site;
+use crate::supervise;
 
 /// The time, as the store asks for it.
 pub trait Clock: Send + Sync {
@@ -224,7 +225,7 @@ impl SqliteStore {
         ending: SyncSender<()>,
         run: impl FnOnce() + Send + 'static,
     ) -> Result<(), StartError> {
-        let thread = std::thread::Builder::new().name(name.clone()).spawn(move || {
+        let thread = supervise::spawn(&name, move || {
             let _ending = ending;
             run();
         });
