@@ -337,6 +337,7 @@ pub struct TaskInfo {
 /// What a task is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Doing {
+    /// Or not polled yet.
     Running,
     /// `None` where a future noted nothing.
     Waiting(Option<&'static Site>),
@@ -344,13 +345,15 @@ pub enum Doing {
 
 /// Everything registered, as it is now. Takes about 20 ns for each; no task waits for it.
 pub fn snapshot() -> Vec<TaskInfo> {
-    let (sites, threads, pages) = (sites::all(), lock(&THREADS).clone(), lock(&PAGES).clone());
-    let site = |number: usize| sites.get(number.checked_sub(sites::FIRST as usize)?).copied();
-    let now = clock::recent_seconds();
+    let pages = lock(&PAGES).clone();
     let slots = pages.into_iter().flatten().enumerate();
-    slots
-        .filter_map(|(place, slot)| {
-            let (number, since, owner) = slot.look()?;
+    let looks: Vec<_> = slots.filter_map(|(place, slot)| Some((place, slot.look()?))).collect();
+    // Only now: whatever a slot names was known before it was named.
+    let (sites, threads, now) = (sites::all(), lock(&THREADS).clone(), clock::recent_seconds());
+    let site = |number: usize| sites.get(number.checked_sub(sites::FIRST as usize)?).copied();
+    looks
+        .into_iter()
+        .filter_map(|(place, (number, since, owner))| {
             Some(TaskInfo {
                 id: place + 1,
                 kind: owner.kind(),
@@ -367,13 +370,15 @@ pub fn snapshot() -> Vec<TaskInfo> {
 /// What counts as a goroutine: tasks by what they wait for and where they were spawned, and clients' requests by what they
 /// wait for and their handlers. Threads are not in it.
 pub fn profile() -> Profile {
+    let before = alive();
     let tasks = snapshot();
     let registered = tasks.iter().filter(|task| task.kind == Kind::Task).count();
+    // What came or went meanwhile is no library's.
+    let foreign = alive().min(before).saturating_sub(registered);
     let mut counts: HashMap<(Vec<Frame>, &'static str), i64, RandomState> = HashMap::default();
     for task in tasks {
         *counts.entry((task.stack(), task.thread)).or_default() += 1;
     }
-    let foreign = alive().saturating_sub(registered);
     if foreign > 0 {
         counts.insert(
             (vec![Frame::Name("tasks that libraries spawned")], ""),
@@ -385,6 +390,8 @@ pub fn profile() -> Profile {
         values: vec![count],
         labels: Some(("thread", Label::Text(thread.to_owned()))).filter(|_| !thread.is_empty()).into_iter().collect(),
     };
+    let mut samples: Vec<_> = counts.into_iter().map(sample).collect();
+    samples.sort_unstable_by(|a, b| b.values.cmp(&a.values));
     Profile {
         sample_types: &[GOROUTINES],
         default_sample_type: GOROUTINES.kind,
@@ -392,7 +399,7 @@ pub fn profile() -> Profile {
         period: 1,
         time_nanos: time_nanos(),
         duration_nanos: 0,
-        samples: counts.into_iter().map(sample).collect(),
+        samples,
         drop_frames: "",
         comments: Vec::new(),
     }

@@ -30,6 +30,7 @@ use crate::metrics::Metrics;
 use crate::net::acceptor::{Acceptor, AcceptorParts, listen};
 use crate::net::{Gate, backlog, tcp};
 use crate::passwords::{DeliverHash, Passwords, Pool};
+use crate::profile::waits;
 use crate::shard::{Bus, Parts, Rates, ShardEvent};
 use crate::store::sqlite;
 use crate::store::sqlite::lock::{DatabaseLock, LockError};
@@ -153,6 +154,8 @@ fn start_log(loaded: &Loaded, environment: &Environment, tap: Option<Tap>) -> Re
 /// Everything between the log's first and last line.
 fn run(loaded: &Loaded, database: &Path, listener: TcpListener, log: &Logging) -> Result<(), ServeError> {
     let settings = &loaded.settings;
+    waits::set_block_rate(settings.admin.block_profile_rate.map_or(0, |rate| rate.get().into()));
+    waits::set_mutex_fraction(settings.admin.mutex_profile_fraction.map_or(0, |fraction| fraction.get().into()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let _entered = runtime.enter();
     let mut signals = Signals::listen()?;
