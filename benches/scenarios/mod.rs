@@ -6,4 +6,5 @@ pub(crate) mod fanout;
 pub(crate) mod list;
 pub(crate) mod post;
 pub(crate) mod profiles;
+pub(crate) mod scrape;
 pub(crate) mod storm;

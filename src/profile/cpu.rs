@@ -261,6 +261,7 @@ mod tests {
     use std::hint::black_box;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc::sync_channel;
 
     #[test]
     fn the_first_sample_comes_within_the_first_period_and_never_at_once() {
@@ -292,6 +293,23 @@ mod tests {
         assert_eq!(samples.last().unwrap().values, [3, 60]);
         let known = samples.iter().find(|sample| sample.stack == [Frame::Pc(0)]).unwrap();
         assert_eq!(known.values, [2, 70]);
+    }
+
+    #[test]
+    fn a_timer_needs_a_living_thread_to_start_and_none_to_end() {
+        let period = Duration::from_millis(10);
+        signal::install().unwrap();
+        assert!(Timer::start(i32::MAX, period).is_err());
+        let (told, tid) = sync_channel(0);
+        let (end, ended) = sync_channel::<()>(0);
+        let thread = supervise::spawn("short-lived", move || {
+            told.send(threads::own_number()).unwrap();
+            ended.recv().unwrap_err();
+        });
+        let timer = Timer::start(tid.recv().unwrap(), period).unwrap();
+        drop(end);
+        thread.unwrap().join().unwrap();
+        drop(timer);
     }
 
     #[inline(never)]

@@ -128,6 +128,10 @@ struct Slot {
     addresses: [AtomicUsize; DEPTH_MAX],
 }
 
+/// Slots that a handler tries. One may be held by a handler whose thread was stopped halfway, and slots are counted from
+/// the first again after each look.
+const ATTEMPTS: usize = 8;
+
 const FREE: u32 = 0;
 const WRITING: u32 = 1;
 const FULL: u32 = 2;
@@ -227,10 +231,9 @@ impl<const SLOTS: usize> Log<SLOTS> {
         self.in_flight.fetch_add(1, Ordering::SeqCst);
         let reader = self.reading.load(Ordering::SeqCst);
         if reader != CLOSED {
-            let slot = self.slots.get(self.next.fetch_add(1, Ordering::Relaxed));
+            let mut places = (0..ATTEMPTS).filter_map(|_| self.slots.get(self.next.fetch_add(1, Ordering::Relaxed)));
             // SAFETY: the caller's promise.
-            let is_written = slot.is_some_and(|slot| unsafe { slot.write(reader, registers, periods) });
-            if !is_written {
+            if !places.any(|slot| unsafe { slot.write(reader, registers, periods) }) {
                 self.lost.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -337,6 +340,17 @@ mod tests {
         assert!(drained(&second).is_empty());
         record(&LOG, 2);
         assert_eq!(drained(&second), [2], "and its place is free again");
+    }
+
+    #[test]
+    fn a_handler_that_is_stopped_halfway_costs_nobody_else_a_place() {
+        static LOG: Log<4> = Log::new();
+        let reader = LOG.open().unwrap();
+        LOG.slots[0].state.store(WRITING, Ordering::Relaxed);
+        for periods in 1..=3 {
+            record(&LOG, periods);
+            assert_eq!((drained(&reader), reader.lost()), (vec![periods], 0));
+        }
     }
 
     #[test]

@@ -154,7 +154,7 @@ fn registry() -> MutexGuard<'static, BTreeMap<i32, Creation>> {
 }
 
 #[expect(unsafe_code, reason = "the standard library does not tell the system's number of a thread")]
-fn own_number() -> i32 {
+pub(super) fn own_number() -> i32 {
     // SAFETY: asks for a number, and cannot fail.
     unsafe { libc::gettid() }
 }
@@ -283,5 +283,6 @@ mod tests {
         let thread = supervise::spawn("a) R (b", || (name(own_number()), state(own_number()))).unwrap();
         assert_eq!(thread.join().unwrap(), (Some("a) R (b".to_owned()), Some('R')));
         assert_eq!((name(i32::MAX), state(i32::MAX)), (None, None));
+        assert!(!interrupt(i32::MAX), "and a thread that is gone is not interrupted");
     }
 }
