@@ -52,13 +52,30 @@ step() {
     "$@"
 }
 
+# Five minutes of profiling under full load, beside steps that are in no hurry.
+begin_profile_stress() {
+    cargo test --locked --test profile_stress --no-run
+    SCD_PROFILE_STRESS_SECONDS=300 cargo test --locked --test profile_stress -- --nocapture >target/profile-stress.log 2>&1 &
+    profile_stress=$!
+}
+
+end_profile_stress() {
+    if ! wait "$profile_stress"; then
+        cat target/profile-stress.log
+        return 1
+    fi
+    grep "posts to" target/profile-stress.log
+}
+
 needs_everything
 step cargo fmt --check
 step cargo clippy --locked --all-targets -- -D warnings
+step begin_profile_stress
 step env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 if command -v cargo-deny >/dev/null; then step cargo deny --locked check; fi
 step cargo build --locked --benches
 step scripts/validate-monitoring.sh
 step scripts/fuzz.sh
 step cargo test --locked --doc
+step end_profile_stress
 step cargo nextest run --locked --no-fail-fast

@@ -109,8 +109,8 @@ mod tests {
     #[test]
     fn only_what_can_be_run_is_code_and_paths_may_have_spaces() {
         let maps = "\
-55d0c0a00000-55d0c0a21000 r--p 00000000 fe:01 1234                       /opt/my server/scd
-55d0c0a21000-55d0c0b00000 r-xp 00021000 fe:01 1234                       /opt/my server/scd (deleted)
+55d0c0a00000-55d0c0a21000 r--p 00000000 fe:01 1234                       /usr/my server/scd
+55d0c0a21000-55d0c0b00000 r-xp 00021000 fe:01 1234                       /usr/my server/scd (deleted)
 7ffc0e5f0000-7ffc0e611000 rw-p 00000000 00:00 0                          [stack]
 7ffc0e7d4000-7ffc0e7d6000 r-xp 00000000 00:00 0                          [vdso]
 7ffc0e7d8000-7ffc0e7d9000 r-xp 00000000 00:00 0 \n\
@@ -124,7 +124,7 @@ half a line
             build_id: String::new(),
         };
         let expected = [
-            mapping(0x55d0_c0a2_1000, 0x55d0_c0b0_0000, 0x21000, "/opt/my server/scd (deleted)"),
+            mapping(0x55d0_c0a2_1000, 0x55d0_c0b0_0000, 0x21000, "/usr/my server/scd (deleted)"),
             mapping(0x7ffc_0e7d_4000, 0x7ffc_0e7d_6000, 0, "[vdso]"),
             mapping(0x7ffc_0e7d_8000, 0x7ffc_0e7d_9000, 0, ""),
         ];
@@ -140,7 +140,8 @@ half a line
     }
 
     fn note(name: &[u8], kind: u8, description: &[u8]) -> Vec<u8> {
-        let lengths = [name.len() as u32, description.len() as u32, u32::from(kind)];
+        let length = |part: &[u8]| u32::try_from(part.len()).unwrap();
+        let lengths = [length(name), length(description), u32::from(kind)];
         let mut note: Vec<u8> = lengths.iter().flat_map(|length| length.to_le_bytes()).collect();
         for part in [name, description] {
             note.extend_from_slice(part);

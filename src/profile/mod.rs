@@ -5,6 +5,7 @@
 
 pub mod cpu;
 pub mod encode;
+pub mod flamegraph;
 pub mod heap;
 mod mappings;
 mod signal;
@@ -12,6 +13,7 @@ pub mod sites;
 pub mod stack;
 pub mod symbols;
 pub mod tasks;
+pub mod text;
 pub mod threads;
 pub mod waits;
 

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use crate::admin::health::Health;
+use crate::admin::profiles::{ProfileOptions, ProfileServer};
 use crate::admin::{AdminError, AdminOptions, AdminServer, BearerToken};
 use crate::clock;
 use crate::config::{self, Environment, Loaded, Settings};
@@ -167,7 +168,8 @@ fn run(loaded: &Loaded, database: &Path, listener: TcpListener, log: &Logging) -
     let shards = settings.server.shards.map_or_else(default_shards, std::num::NonZero::get);
     let metrics = start_metrics(shards);
     let health = Health::new(env!("CARGO_PKG_VERSION"), shards, clock::monotonic_ms());
-    let admin = start_admin(settings, &metrics, &health)?;
+    let profiles = start_profiles(settings, &metrics)?;
+    let admin = start_admin(settings, &metrics, &health, profiles.as_ref().map(ProfileServer::address))?;
 
     let bus = Arc::new(Bus::new(shards));
     let (store, channels) = start_store(settings, database, &bus, &metrics, &health, fatal.clone())?;
@@ -229,6 +231,9 @@ fn run(loaded: &Loaded, database: &Path, listener: TcpListener, log: &Logging) -
     bus.close();
     info!("Closing the database...");
     let closed = store.stop(STORE_DEADLINE).inspect_err(|error| error!("{error}"));
+    if let Some(profiles) = profiles {
+        profiles.stop();
+    }
     if let Some(admin) = admin {
         admin.stop();
     }
@@ -243,17 +248,29 @@ fn default_shards() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
+fn start_profiles(settings: &Settings, metrics: &Arc<Metrics>) -> Result<Option<ProfileServer>, ServeError> {
+    let Some(listen) = settings.admin.profile_listen else { return Ok(None) };
+    let server = ProfileServer::start(ProfileOptions::new(listen, bearer_token(settings)), Arc::clone(metrics))?;
+    Ok(Some(server))
+}
+
+fn bearer_token(settings: &Settings) -> BearerToken {
+    BearerToken::new(settings.admin.metrics_token.as_ref().map(|token| token.expose().to_owned()))
+}
+
 fn start_admin(
     settings: &Settings,
     metrics: &Arc<Metrics>,
     health: &Arc<Health>,
+    profiles: Option<SocketAddr>,
 ) -> Result<Option<AdminServer>, ServeError> {
     let Some(listen) = settings.admin.metrics_listen else { return Ok(None) };
     let options = AdminOptions {
         listen,
         allow_remote: true,
         hosts: Vec::new(),
-        token: BearerToken::new(settings.admin.metrics_token.as_ref().map(|token| token.expose().to_owned())),
+        token: bearer_token(settings),
+        profiles,
         limits: Default::default(),
     };
     let server = AdminServer::start(options, Arc::clone(metrics), Arc::clone(health))?;

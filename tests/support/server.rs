@@ -22,6 +22,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 /// What a server is started with: its configuration file, further flags, environment.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    program: PathBuf,
     sections: BTreeMap<String, BTreeMap<String, Value>>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
@@ -30,7 +31,8 @@ pub struct Settings {
 impl Settings {
     /// Everything beside the chat port is off, so that any number of servers run side by side.
     pub fn new() -> Self {
-        Self { sections: BTreeMap::new(), arguments: Vec::new(), environment: Vec::new() }
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_scd"));
+        Self { program, sections: BTreeMap::new(), arguments: Vec::new(), environment: Vec::new() }
             .set("server", "ssh_port", 0)
             .set("server", "http_port", 0)
             .set("admin", "metrics_listen", "off")
@@ -49,6 +51,13 @@ impl Settings {
     #[must_use]
     pub fn admins(self, nicknames: &[&str]) -> Self {
         self.set("server", "admin_users", json!(nicknames))
+    }
+
+    /// Another binary than the one that was built for the tests.
+    #[must_use]
+    pub fn program(mut self, program: PathBuf) -> Self {
+        self.program = program;
+        self
     }
 
     /// A further flag of the command line.
@@ -206,7 +215,7 @@ impl Server {
         let config = self.home().join("config.toml");
         fs::write(&config, self.settings.to_toml()).unwrap();
         let output = File::options().create(true).append(true).open(self.home().join("output")).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_scd"));
+        let mut command = Command::new(&self.settings.program);
         command.env_clear().current_dir(self.home());
         command.env("RUST_BACKTRACE", "1").env("HOME", self.home()).env("XDG_DATA_HOME", self.home().join("data"));
         command.envs(self.settings.environment.iter().map(|(name, value)| (name, value)));
@@ -234,7 +243,7 @@ impl Drop for Server {
 }
 
 /// A port nobody listens on, below those the system gives to outgoing connections, so that none of them takes it.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     const FIRST: u16 = 15_000;
     const COUNT: u16 = 17_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);
