@@ -343,7 +343,7 @@ pub enum Doing {
     Waiting(Option<&'static Site>),
 }
 
-/// Everything registered, as it is now. Takes about 20 ns for each; no task waits for it.
+/// Everything registered, as it is now. Ten thousand take about a millisecond; no task waits for it.
 pub fn snapshot() -> Vec<TaskInfo> {
     let pages = lock(&PAGES).clone();
     let slots = pages.into_iter().flatten().enumerate();

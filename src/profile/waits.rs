@@ -322,7 +322,9 @@ mod tests {
     use std::sync::atomic::AtomicBool;
 
     use super::super::sites::site;
+    use super::super::symbols;
     use super::*;
+    use crate::supervise;
 
     /// What sampling makes of `delays`, each met many times: contentions and delay for each of them, as parts of the truth.
     fn check_unbiased(delays: &[u64], weight: impl Fn(u64, u64) -> Option<f64>) {
@@ -393,6 +395,22 @@ mod tests {
         set_block_rate(0);
         end(begin(site));
         assert_eq!(recorded(&block_profile(), site).unwrap().0, 2);
+    }
+
+    #[inline(never)]
+    fn hand_in(site: &'static Site) -> Option<Box<Begun>> {
+        std::hint::black_box(begin(site))
+    }
+
+    #[test]
+    fn a_wait_shows_the_way_to_it() {
+        let site = site!("wait after a call");
+        set_block_rate(1);
+        supervise::spawn("waits", || end(hand_in(site))).unwrap().join().unwrap();
+        let profile = block_profile();
+        let [sample] = &profile.samples[..] else { panic!("{profile:?}") };
+        let names: Vec<_> = symbols::resolve(&sample.stack).into_iter().flat_map(|frame| frame.lines).collect();
+        assert!(names.iter().any(|line| line.function.ends_with("hand_in")), "{names:?}");
     }
 
     /// Makes a thread wait for a lock until `is_seen`.
