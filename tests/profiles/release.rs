@@ -105,8 +105,8 @@ impl Busy {
         let text = self.tool.pprof(&["-top", "-seconds=1", &url]);
         assert!(text.contains("Showing nodes accounting for"), "{path}: {text}");
         let served = self.tool.serve(&self.path("second"));
-        for page in ["/ui/top", "/ui/flamegraph", "/ui/peek", "/ui/source", "/ui/"] {
-            let answer = served.get(page);
+        for page in ["top", "flamegraph", "peek", "source", ""] {
+            let answer = served.get(&format!("/ui/{page}"));
             assert_eq!(answer.status, 200, "{path} {page}: {}", answer.body);
         }
     }
