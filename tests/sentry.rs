@@ -60,7 +60,7 @@ impl Collector {
                 serve(&stream, &mut answers, &sender);
             }
         };
-        superchat::supervise::spawn("sentry-stub", serve).unwrap();
+        supervise::spawn("sentry-stub", serve).unwrap();
         Self { address, posts }
     }
 

@@ -78,6 +78,7 @@ impl Server {
             rates: Arc::clone(&rates),
             metrics: Arc::clone(&metrics),
             now: tcp::now(),
+            stopwatch: || 0,
         };
         let run = |id| {
             let (parts, health) = (parts(id), Arc::clone(&health));
