@@ -75,13 +75,13 @@ fn lines_of_the_source_have_their_part() {
     let listing = tool.pprof(&["-list=spins", &site.url("profile?seconds=1")]);
     assert!(listing.contains("tests/profiles/work.rs"), "{listing}");
     // Rows that have a value: ` 10ms 120ms  62:the text of that line`
-    let listed = listing.lines().filter_map(|line| {
+    let mut listed = listing.lines().filter_map(|line| {
         let (place, text) = line.split_once(':')?;
         let words: Vec<&str> = place.split_whitespace().collect();
         let [flat, cum, number] = words[..] else { return None };
         (flat != "." || cum != ".").then_some((number.parse::<usize>().ok()?, text))
     });
-    let (number, text) = listed.last().unwrap_or_else(|| panic!("{listing}"));
+    let (number, text) = listed.next_back().unwrap_or_else(|| panic!("{listing}"));
     let source = include_str!("work.rs").lines().nth(number - 1);
     assert_eq!(source.map(str::trim), Some(text.trim()), "{listing}");
 }
