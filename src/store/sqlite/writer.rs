@@ -411,6 +411,7 @@ mod tests {
 
     use super::*;
     use crate::ids::{ChannelId, SessionId};
+    use crate::profile::tasks::place;
     use crate::store::sqlite::open::{OpenOptions, open};
     use crate::store::sqlite::seeds::{default_seeds, insert_seeds};
     use crate::store::{Answer, Ticket};
@@ -458,7 +459,7 @@ mod tests {
         let delivered = Arc::new(Delivered::default());
         let inputs = Inputs {
             checkpoints: Checkpoints::Own,
-            queue: Arc::new(Queue::new(1)),
+            queue: Arc::new(Queue::new(1, place!())),
             channels: Vec::new(),
             deliver: delivered.clone(),
             clock: Arc::new(StillClock),
