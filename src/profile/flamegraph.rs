@@ -2,7 +2,7 @@
 
 use std::io;
 
-use inferno::flamegraph::{Options, from_lines};
+use inferno::flamegraph::{Direction, Options, from_lines};
 
 use super::text::Names;
 use super::{Label, Profile, Sample};
@@ -18,6 +18,8 @@ pub fn svg(profile: &Profile, value: usize) -> io::Result<Vec<u8>> {
     let mut options = Options::default();
     options.title = title(profile, value);
     options.count_name = profile.sample_types.get(value).map_or("samples", |known| known.unit).to_owned();
+    // A browser shows the top of a long picture first: that is where a stack begins.
+    options.direction = Direction::Inverted;
     // Equal names get equal colours, in every picture.
     options.hash = true;
     let mut picture = Vec::new();

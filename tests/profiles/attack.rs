@@ -13,8 +13,7 @@ const BUSY: &str = "Could not enable CPU profiling: cpu profiling already in use
 #[test]
 fn a_second_cpu_profile_is_refused_as_go_does_it() {
     let site = Site::open();
-    let first = request(&site, "profile?seconds=2");
-    wait_until_busy(&site);
+    let first = hold(&site, "profile?seconds=2");
     for path in ["profile?seconds=1", "flamegraph?seconds=1"] {
         let second = site.get(path);
         assert_eq!((second.status, second.header("x-go-pprof")), (500, Some("1")), "{path}");
@@ -28,12 +27,8 @@ fn a_second_cpu_profile_is_refused_as_go_does_it() {
 #[test]
 fn a_second_difference_of_a_kind_is_refused_and_a_look_is_not() {
     let site = Site::open();
-    let first = request(&site, "heap?seconds=2");
-    let refused = poll(PATIENCE, || {
-        let second = site.get("heap?seconds=1");
-        (second.status != 200).then_some(second)
-    });
-    let refused = refused.unwrap();
+    let first = hold(&site, "heap?seconds=2");
+    let refused = site.get("heap?seconds=1");
     assert_eq!((refused.status, refused.body.as_str()), (500, "Could not record heap: heap already in use\n"));
     assert_eq!(site.get("heap").status, 200);
     assert_eq!(answer(first).status, 200);
@@ -43,11 +38,8 @@ fn a_second_difference_of_a_kind_is_refused_and_a_look_is_not() {
 fn profiling_stops_when_its_client_leaves() {
     let site = Site::open();
     for path in ["profile?seconds=300", "heap?seconds=300", "flamegraph?seconds=300"] {
-        let stream = request(&site, path);
-        let short = path.replace("300", "1");
-        poll(PATIENCE, || (site.get(&short).status == 500).then_some(())).unwrap();
-        drop(stream);
-        let again = poll(PATIENCE, || (site.get(&short).status == 200).then_some(()));
+        drop(hold(&site, path));
+        let again = poll(PATIENCE, || (site.get(&short(path)).status == 200).then_some(()));
         assert_eq!(again, Some(()), "{path}: nobody waits for it, and it still runs");
     }
 }
@@ -56,8 +48,7 @@ fn profiling_stops_when_its_client_leaves() {
 fn a_client_that_only_listens_counts_as_gone() {
     let site = Site::open();
     let begun = instant();
-    let profile = request(&site, "profile?seconds=200");
-    wait_until_busy(&site);
+    let profile = hold(&site, "profile?seconds=200");
     profile.shutdown(Shutdown::Write).unwrap();
     // As with Go's server, what was recorded until then is delivered.
     let profile = answer(profile);
@@ -72,8 +63,7 @@ fn a_client_that_only_listens_counts_as_gone() {
 #[test]
 fn a_client_that_floods_while_it_waits_counts_as_gone() {
     let site = Site::open();
-    let mut stream = request(&site, "profile?seconds=200");
-    wait_until_busy(&site);
+    let mut stream = hold(&site, "profile?seconds=200");
     // The guard may close it meanwhile, which is its right.
     stream.write_all(&[b'x'; 1 << 20]).ok();
     poll(PATIENCE, || (site.get("profile?seconds=1").status == 200).then_some(())).unwrap();
@@ -83,16 +73,13 @@ fn a_client_that_floods_while_it_waits_counts_as_gone() {
 fn everything_at_once_leaves_workers_for_others() {
     let site = Site::open();
     let long = ["allocs", "block", "goroutine", "heap", "mutex", "profile", "threadcreate"];
-    let streams: Vec<TcpStream> = long.iter().map(|name| request(&site, &format!("{name}?seconds=2"))).collect();
-    wait_until_busy(&site);
+    let streams = long.map(|name| hold(&site, &format!("{name}?seconds=30")));
     let begun = instant();
     for path in ["", "cmdline", "heap?debug=1", "goroutine?debug=2"] {
         assert_eq!(site.get(path).status, 200, "{path}");
     }
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
-    for (name, stream) in long.iter().zip(streams) {
-        assert_eq!(answer(stream).status, 200, "{name}");
-    }
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    drop(streams);
 }
 
 #[test]
@@ -124,8 +111,7 @@ fn a_query_of_any_length_is_bounded() {
 #[test]
 fn stopping_ends_what_is_recorded() {
     let site = Site::open();
-    let stream = request(&site, "profile?seconds=300");
-    wait_until_busy(&site);
+    let stream = hold(&site, "profile?seconds=300");
     site.server.stop();
     assert_eq!(answer(stream).status, 0);
     let next = Site::open();
@@ -143,7 +129,18 @@ fn answer(mut stream: TcpStream) -> crate::support::http::Reply {
     read_answer(&mut stream)
 }
 
-fn wait_until_busy(site: &Site) {
-    let busy = poll(PATIENCE, || (site.get("profile?seconds=1").body == BUSY).then_some(()));
-    assert_eq!(busy, Some(()));
+/// A request that is being recorded now. Whether it is can only be asked by a request that may be first itself; then the
+/// one before it has been refused, and another one is sent.
+fn hold(site: &Site, path: &str) -> TcpStream {
+    let held = poll(PATIENCE, || {
+        let stream = request(site, path);
+        (site.get(&short(path)).status == 500).then_some(stream)
+    });
+    held.unwrap_or_else(|| panic!("{path} was never recorded"))
+}
+
+/// The same for one second.
+fn short(path: &str) -> String {
+    let (name, _) = path.split_once('=').unwrap();
+    format!("{name}=1")
 }
