@@ -1,6 +1,7 @@
 //! Go's own `go tool pprof`, as operators run it.
 
 use std::ffi::OsStr;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -58,6 +59,8 @@ impl Tool {
         let address = crate::free_address();
         let mut command = self.command();
         command.arg(format!("-http={address}")).arg("-no_browser").arg(source);
+        // `go tool` starts the tool as a child of its own: both are to end together.
+        command.process_group(0);
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect(MISSING);
         let pages = Pages { child, address };
         let up = poll(PATIENCE * 3, || std::net::TcpStream::connect(address).is_ok().then_some(()));
@@ -139,7 +142,8 @@ impl Pages {
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        self.child.kill().unwrap();
+        let group = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
         self.child.wait().unwrap();
     }
 }
