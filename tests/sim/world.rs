@@ -371,6 +371,7 @@ fn settings(plan: &Plan, sabotage: Option<Sabotage>) -> ChatSettings {
         requests_per_second: None,
         messages_per_minute: None,
         channels_per_hour: None,
+        dms_per_hour: None,
         auth_attempts_per_minute: None,
         admin_users: vec![NAMES[0].to_owned()],
         moderator_users: Vec::new(),
