@@ -242,9 +242,12 @@ impl Shard {
 
     /// One outcome of a commit: first the answer to whoever asked, then the event to everybody else.
     pub fn outcome(&mut self, outcome: &Outcome, tally: Option<&Arc<FanoutTally>>) {
-        let asker = outcome.ticket.filter(|ticket| ticket.shard == self.id).and_then(|ticket| self.find(ticket.token));
-        if let Some(key) = asker {
-            self.answer_outcome(key, &outcome.result);
+        let ticket = outcome.ticket.filter(|ticket| ticket.shard == self.id);
+        let asker = ticket.and_then(|ticket| self.find(ticket.token));
+        match (asker, ticket) {
+            (Some(key), _) => self.answer_outcome(key, &outcome.result),
+            (None, Some(ticket)) => self.departure_came_back(ticket.token, outcome.result.is_ok()),
+            (None, None) => {}
         }
         if let Ok(event) = &outcome.result {
             let recipients = self.publish(event, asker);

@@ -206,6 +206,7 @@ impl SqliteStore {
             repaired,
             retention,
             origin,
+            sessions,
         };
         let inputs = Inputs { queue: store.writes.clone(), channels, sessions, deliver, clock, observe };
         let writer = Writer::new(writer, lock, &path, inputs).map_err(failed)?;

@@ -109,7 +109,7 @@ fn a_conversation_of_an_old_file_without_participants_is_that_of_those_with_acce
              INSERT INTO ChannelAccess VALUES (70, 1, 1), (70, 2, 1);
              UPDATE User SET encryption_public_key = zeroblob(32);
              INSERT INTO Message (id, channel_id, author_user_id, author_nickname, content, created_at)
-                 VALUES (5, 70, 1, 'ann', 'of old', 1)",
+                 VALUES (5, 70, 1, 'ann', 'of old', strftime('%s') * 1000)",
         )
         .unwrap();
     server.resume();

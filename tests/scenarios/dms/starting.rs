@@ -207,7 +207,8 @@ fn new_conversations_have_a_rate_and_old_ones_none() {
     invited(&mut ann, "other");
     check_refused(&mut ann, [(start_dm("other", true).into(), 5000, "Too many DM requests. Try again later.")]);
     (0..5).for_each(|_| drop(ann.ask(start_dm("bob", true), "DM_READY")));
-    assert!(server.output().contains("Rate limit exceeded for session"), "operators see it");
+    let is_logged = || server.output().contains("Rate limit exceeded for session").then_some(());
+    crate::support::clock::poll(crate::support::client::PATIENCE, is_logged).expect("a line for operators");
 }
 
 #[test]
