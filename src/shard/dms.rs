@@ -32,10 +32,14 @@ pub struct Dms {
 }
 
 /// Milliseconds before the store is told again of a visitor who is gone.
-const RETRY_MS: u64 = 500;
+const RETRY_MS: u64 = 100;
 
 /// Part of a token that is no session's place: the outcome belongs to a visitor who is gone.
 const DEPARTED: SessionKey = SessionKey(u32::MAX);
+
+/// Marks a session's place in the token of what nobody asked for, so that no request is taken for answered by it. Tables of
+/// sessions never grow that large.
+const UNASKED: u32 = 1 << 31;
 
 impl Shard {
     /// Signs a session in or out. What it follows as whoever it was before, and may not enter as whoever it is now, ends.
@@ -249,7 +253,7 @@ impl Shard {
         for (key, id) in waiting {
             let Some(key) = self.clients.still((key, id)) else { continue };
             let Some(user) = self.clients.session(key).user() else { continue };
-            let ticket = Ticket { shard: self.id, token: token(key, id) };
+            let ticket = Ticket { shard: self.id, token: token(SessionKey(key.0 | UNASKED), id) };
             if self.store.ask(ticket, Query::Dms { user }).is_err() {
                 self.dms.greetings.push((key, id));
             }
@@ -259,12 +263,12 @@ impl Shard {
 
     /// An encrypted conversation waits for the key, because without one a client can only complain.
     pub(super) fn tell_dms(&mut self, token: u64, overview: &DmOverview) {
-        let Some(key) = self.find(token) else { return };
+        let Some(key) = self.find(token & !u64::from(UNASKED)) else { return };
         let session = self.clients.session(key);
         if session.user() != Some(overview.user) {
             return;
         }
-        let has_key = session.busy().has_provided_key;
+        let has_key = session.has_provided_key();
         for found in overview.found.iter().filter(|found| has_key || found.other.key.is_none()) {
             self.tell_found(key, found);
         }

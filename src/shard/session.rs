@@ -275,6 +275,12 @@ impl Session {
         self.nickname.clone().map(|nickname| Participant { user: self.user(), session, nickname })
     }
 
+    /// See [`Busy::has_provided_key`].
+    #[must_use]
+    pub fn has_provided_key(&self) -> bool {
+        self.busy.as_ref().is_some_and(|busy| busy.has_provided_key)
+    }
+
     /// Whether a key may be asked for on account of this invitation: that happens once.
     pub fn ask_for_key(&mut self, invite: InviteId) -> bool {
         let asked = &mut self.busy().keys_asked;
