@@ -84,6 +84,8 @@ pub struct View {
     topics: BTreeMap<Topic, Heard>,
     /// Outcomes applied, and who the session was, when its marks were last compared with the shard's.
     compared: (usize, Option<UserId>),
+    /// It signed in since then, which ends marks even if it signed out again at once.
+    signed_in_since: bool,
     acknowledged: BTreeSet<MessageId>,
     newest: MessageId,
     frames: usize,
@@ -115,6 +117,7 @@ impl View {
             goodbye: None,
             topics: BTreeMap::new(),
             compared: (0, None),
+            signed_in_since: false,
             acknowledged: BTreeSet::new(),
             newest: MessageId(0),
             frames: 0,
@@ -198,7 +201,8 @@ impl View {
             Topic::Thread(root) => session.threads().iter().any(|thread| thread.root == *root),
         };
         let (since, user) = std::mem::replace(&mut self.compared, (applied, viewer.user));
-        let may_end = |channel| user != viewer.user || !facts.is_in_throughout(channel, viewer, since, applied);
+        let is_another = std::mem::take(&mut self.signed_in_since) || user != viewer.user;
+        let may_end = |channel| is_another || !facts.is_in_throughout(channel, viewer, since, applied);
         let topics = self.topics.iter().filter(|(topic, heard)| facts.is_dm(heard.place) && !is_held(topic));
         let lost: Vec<_> = topics.map(|(topic, heard)| (*topic, heard.place)).collect();
         let lost_joined = self.joined.filter(|place| facts.is_dm(*place) && joined != self.joined);
@@ -547,6 +551,7 @@ impl View {
             }
             (Request::Register, ServerMessage::RegisterResponse(response)) => {
                 self.user = response.outcome.as_ref().map_or(self.user, |registered| Some(registered.user_id));
+                self.signed_in_since |= response.outcome.is_ok();
                 true
             }
             (Request::Post { content, .. }, ServerMessage::MessagePosted(posted)) => {
@@ -601,6 +606,7 @@ impl View {
     fn signed_in(&mut self, response: &server::AuthResponse<'_>, must_work: bool) -> bool {
         if let Ok(granted) = &response.outcome {
             self.user = Some(granted.user_id);
+            self.signed_in_since = true;
             self.nickname = Some(granted.nickname.to_vec());
         }
         response.outcome.is_ok() || !must_work
