@@ -11,6 +11,9 @@ use bytes::Bytes;
 use rusqlite::{Connection, params};
 use superchat::ids::{ChannelId, MessageId, SessionId, UserId};
 use superchat::limits::{THREAD_DEPTH_MAX, UNREAD_COUNT_MAX, WRITER_BATCH_MAX, WRITER_QUEUE_MAX};
+#[path = "store/dms.rs"]
+mod dms;
+
 use superchat::store::command::NewChannel;
 use superchat::store::query::{Cursor, UnreadTarget};
 use superchat::store::sqlite::open::{OpenOptions, Opened, open};
@@ -85,11 +88,15 @@ impl Deliver for Inbox {
     fn committed(&self, batch: Batch) {
         let panics = self.state.lock().unwrap().panics;
         assert!(!panics, "the shards are gone");
+        let mut held = false;
         self.change(|state| {
             state.batches.push(batch);
-            state.held = state.gate_closed;
+            (state.held, held) = (state.gate_closed, state.gate_closed);
         });
-        drop(self.changed.wait_while(self.state.lock().unwrap(), |state| state.gate_closed).unwrap());
+        // A gate that closes only now is for the next batch.
+        if held {
+            drop(self.changed.wait_while(self.state.lock().unwrap(), |state| state.gate_closed).unwrap());
+        }
     }
 
     fn answered(&self, ticket: Ticket, answer: Answer) {

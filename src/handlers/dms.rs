@@ -93,13 +93,7 @@ fn key_required(shard: &mut Shard, key: SessionKey) {
     shard.reply(key, server::KeyRequired { reason, dm_channel_id: None });
 }
 
-fn start_new(
-    shard: &mut Shard,
-    key: SessionKey,
-    initiator: Participant,
-    target: Participant,
-    allow_unencrypted: bool,
-) {
+fn start_new(shard: &mut Shard, key: SessionKey, initiator: Participant, target: Participant, allow_unencrypted: bool) {
     if !can_be_reached(shard, &initiator, &target) {
         return shard.error(key, ErrorCode::NotFound, "Target user must be online for anonymous DMs");
     }

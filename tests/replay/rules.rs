@@ -175,7 +175,8 @@ fn left_once(_: &World, group: &mut Vec<Item>) {
 
 fn closing_the_laptop_leaves_no_dm(_: &World, group: &mut Vec<Item>) {
     let leaves = requests(group, &["LEAVE_CHANNEL"]).next().is_some();
-    let is_account = |item: &Item| item.named("DM_PARTICIPANT_LEFT").is_some_and(|frame| !frame.fields["user_id"].is_null());
+    let is_account =
+        |item: &Item| item.named("DM_PARTICIPANT_LEFT").is_some_and(|frame| !frame.fields["user_id"].is_null());
     group.retain(|item| leaves || !is_account(item));
 }
 

@@ -102,7 +102,10 @@ impl Memory {
         let (channel, leaver) = candidates.into_iter().find_map(|(leaver, stayed)| {
             stayed.user?;
             let left = |channel| {
-                self.dms.former.iter().any(|(place, who)| *place == channel && who.user.is_some() && who.is_same(leaver))
+                self.dms
+                    .former
+                    .iter()
+                    .any(|(place, who)| *place == channel && who.user.is_some() && who.is_same(leaver))
             };
             let mut stays = self.conversations().filter(|(_, inside)| inside.iter().any(|who| who.is_same(stayed)));
             stays.find(|(channel, _)| left(channel.id)).map(|(channel, _)| (channel.id, leaver))

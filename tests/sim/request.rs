@@ -399,7 +399,9 @@ impl Author {
             }
             Kind::Users => Request::Users { place },
             Kind::Info => Request::Info,
-            Kind::StartDm => Request::StartDm { target: some_target(random, view), allow_unencrypted: random.percent(60) },
+            Kind::StartDm => {
+                Request::StartDm { target: some_target(random, view), allow_unencrypted: random.percent(60) }
+            }
             Kind::ProvideKey => Request::ProvideKey { byte: 1 + u8::try_from(random.below(3)).unwrap() },
             Kind::Allow => Request::Allow { invite: some_invite(random, facts) },
             Kind::Decline => Request::Decline { invite: some_invite(random, facts) },

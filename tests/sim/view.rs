@@ -193,7 +193,8 @@ impl View {
     fn compare_dms(&mut self, session: &Session, facts: &mut Facts, applied: usize) -> Check {
         let viewer = session.viewer();
         let joined = session.joined.map(|(channel, _)| channel);
-        let held = session.channels().iter().chain(session.threads().iter().map(|thread| &thread.channel)).chain(&joined);
+        let held =
+            session.channels().iter().chain(session.threads().iter().map(|thread| &thread.channel)).chain(&joined);
         let leaked = held.copied().find(|id| facts.is_dm(*id) && !facts.may_be_in(*id, viewer, applied, applied));
         ensure!(leaked.is_none(), Rule::NoLeak, "{} holds a mark of {leaked:?} and is not in it", self.session);
         let is_held = |topic: &Topic| match topic {
@@ -358,12 +359,7 @@ impl View {
         Ok(())
     }
 
-    fn channel_presence(
-        &mut self,
-        presence: &server::ChannelPresence<'_>,
-        facts: &Facts,
-        applied: usize,
-    ) -> Check {
+    fn channel_presence(&mut self, presence: &server::ChannelPresence<'_>, facts: &Facts, applied: usize) -> Check {
         ensure!(self.may_hear_presence, Rule::Presence, "{} hears {presence:?} before its first answer", self.session);
         let place = facts.resolve(presence.channel_id, presence.subchannel_id);
         let Some(place) = place else {
@@ -445,13 +441,7 @@ impl View {
     }
 
     /// ERROR answers what it may answer, for a reason that holds.
-    fn refusal(
-        &mut self,
-        request: &Request,
-        error: &server::Error<'_>,
-        facts: &mut Facts,
-        applied: usize,
-    ) -> Check {
+    fn refusal(&mut self, request: &Request, error: &server::Error<'_>, facts: &mut Facts, applied: usize) -> Check {
         if let Request::Post { content, .. } = request {
             facts.refused.insert(content.clone());
             if error.error_code == 2000 {
@@ -527,9 +517,13 @@ impl View {
             (Request::Post { parent: Some(_), place, .. }, 6000) => {
                 place.id == crate::world::CHAT || facts.is_dm(place.id)
             }
-            (Request::StartDm { .. }, 4000 | 6000) | (Request::Allow { .. } | Request::Decline { .. }, 3000 | 4000) => true,
+            (Request::StartDm { .. }, 4000 | 6000) | (Request::Allow { .. } | Request::Decline { .. }, 3000 | 4000) => {
+                true
+            }
             (Request::ProvideKey { .. }, 3000) => self.user.is_none(),
-            (Request::StartDm { .. } | Request::Post { .. }, 2000) | (Request::Delete { .. }, 6004) => self.nickname.is_none(),
+            (Request::StartDm { .. } | Request::Post { .. }, 2000) | (Request::Delete { .. }, 6004) => {
+                self.nickname.is_none()
+            }
             (Request::Edit { .. }, 2000) => self.user.is_none(),
             (Request::Edit { .. } | Request::Delete { .. }, 3000) => true,
             (Request::Edit { message, .. } | Request::Delete { message }, 6000) => {
@@ -626,7 +620,8 @@ impl View {
                     self.left_audience();
                 }
                 let is_open = self.may_be_in(place.id, facts, applied);
-                joined.channel_id == place.channel_id && if joined.success { is_open } else { !facts.is_steady(place.id) }
+                joined.channel_id == place.channel_id
+                    && if joined.success { is_open } else { !facts.is_steady(place.id) }
             }
             (Request::Leave | Request::LeaveForGood, ServerMessage::LeaveResponse(left)) => {
                 let joined = self.joined.take();

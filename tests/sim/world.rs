@@ -555,9 +555,7 @@ impl World {
                 }
                 ShardEvent::Answered { token, answer: Answer::Dm { found: Some(found), has_key } } => {
                     let (ready, left) = dms::answer_found(&found);
-                    self.owe_to(host, token, |_| {
-                        [Owed::Answer(ready)].into_iter().chain(left.map(Owed::Dm)).collect()
-                    });
+                    self.owe_to(host, token, |_| [Owed::Answer(ready)].into_iter().chain(left.map(Owed::Dm)).collect());
                     let answer = Answer::Dm { found: Some(found), has_key };
                     self.hosts[host].shard.apply(ShardEvent::Answered { token, answer });
                 }

@@ -93,11 +93,7 @@ pub(super) fn load(conn: &Connection, sessions: SessionIds) -> rusqlite::Result<
 }
 
 /// One of them.
-pub(super) fn find(
-    conn: &Connection,
-    sessions: SessionIds,
-    id: ChannelId,
-) -> rusqlite::Result<Option<Channel>> {
+pub(super) fn find(conn: &Connection, sessions: SessionIds, id: ChannelId) -> rusqlite::Result<Option<Channel>> {
     let inside = row::all(conn, participants!("WHERE channel_id = ?1 ORDER BY id"), [id.as_sql()], |row| {
         participant(sessions, row)
     })?;

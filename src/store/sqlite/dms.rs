@@ -159,11 +159,7 @@ fn delete_invite(scope: &Scope<'_>, id: InviteId) -> rusqlite::Result<()> {
     row::execute(scope.conn, "DELETE FROM DMInvite WHERE id = ?1", [id.as_sql()]).map(drop)
 }
 
-fn open_invite(
-    scope: &Scope<'_>,
-    initiator: &Participant,
-    target: &Participant,
-) -> rusqlite::Result<Option<InviteId>> {
+fn open_invite(scope: &Scope<'_>, initiator: &Participant, target: &Participant) -> rusqlite::Result<Option<InviteId>> {
     let (initiator, target) = (Key::of(scope.sessions, initiator), Key::of(scope.sessions, target));
     let sql = format!(
         "SELECT id FROM DMInvite WHERE {} AND {}",
@@ -250,9 +246,8 @@ pub(super) fn decline(scope: &Scope<'_>, id: InviteId, by: &Participant) -> Resu
 
 /// Stores the key and opens what waited for it: invitations of this account and to it, where the other side has one.
 pub(super) fn provide_key(scope: &mut Scope<'_>, user: UserId, key: &PublicKey) -> Result<Event, Failure> {
-    let nickname = row::first(scope.conn, "SELECT nickname FROM User WHERE id = ?1", [user.as_sql()], |row| {
-        row::name(row, 0)
-    })?;
+    let nickname =
+        row::first(scope.conn, "SELECT nickname FROM User WHERE id = ?1", [user.as_sql()], |row| row::name(row, 0))?;
     let own = Participant { user: Some(user), session: None, nickname: nickname.ok_or(Refusal::UserNotFound)? };
     let changed = row::execute(
         scope.conn,

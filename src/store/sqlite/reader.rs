@@ -107,9 +107,9 @@ fn read(view: View<'_>, query: &Query, now: i64) -> rusqlite::Result<Answer> {
         Query::Roots { viewer, channel, cursor, limit } => {
             view.messages(*viewer, *channel, || messages::roots(conn, repaired, *channel, *cursor, *limit))
         }
-        Query::Thread { viewer, channel, parent, cursor, limit } => view.messages(*viewer, *channel, || {
-            messages::thread(conn, repaired, *channel, *parent, *cursor, *limit)
-        }),
+        Query::Thread { viewer, channel, parent, cursor, limit } => {
+            view.messages(*viewer, *channel, || messages::thread(conn, repaired, *channel, *parent, *cursor, *limit))
+        }
         Query::ThreadOf { message } => messages::thread_of(conn, *message).map(Answer::ThreadOf),
         Query::Account { nickname } => users::by_nickname(conn, nickname, now),
         Query::AccountById { user } => users::by_id(conn, *user, now),

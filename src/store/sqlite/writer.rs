@@ -289,7 +289,8 @@ impl Writer {
     fn remember(&mut self, jobs: &[Job], results: &Results) {
         for (job, result) in jobs.iter().zip(results) {
             let (Job::Command(Submission { command, .. }), Ok(Done::Event(event))) = (job, result) else { continue };
-            if let (Command::Post { author: author @ Actor { user: None, .. }, .. }, Event::Posted(message)) = (command, event)
+            if let (Command::Post { author: author @ Actor { user: None, .. }, .. }, Event::Posted(message)) =
+                (command, event)
             {
                 self.visitors.remember(message.id, author);
             }

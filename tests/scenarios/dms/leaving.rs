@@ -32,10 +32,7 @@ fn leaving_for_good_is_told_and_written_down_for_whoever_stays() {
     ann.expect_broadcast("NEW_MESSAGE");
     leave_for_good(&mut bob, channel);
     let told = ann.expect_broadcast("DM_PARTICIPANT_LEFT");
-    check_fields(
-        &told,
-        json!({ "dm_channel_id": channel.0.to_string(), "user_id": "2", "nickname": "bob" }),
-    );
+    check_fields(&told, json!({ "dm_channel_id": channel.0.to_string(), "user_id": "2", "nickname": "bob" }));
     assert_eq!(heard_names(&mut ann), [""; 0], "the line in the history is no NEW_MESSAGE");
     let list = listed(&mut ann, roots(channel));
     assert_eq!(list[0]["content"], "bob has left the conversation");
@@ -86,7 +83,8 @@ fn whoever_left_can_be_brought_back_into_the_same_conversation() {
         leave_for_good(&mut bob, channel);
         ann.expect_broadcast("DM_PARTICIPANT_LEFT");
         bob.quiet();
-        let (asks, hears, other) = if starter == "bob" { (&mut bob, &mut ann, "ann") } else { (&mut ann, &mut bob, "bob") };
+        let (asks, hears, other) =
+            if starter == "bob" { (&mut bob, &mut ann, "ann") } else { (&mut ann, &mut bob, "bob") };
         let ready = asks.ask(start_dm(other, false), "DM_READY");
         check_fields(&ready, json!({ "channel_id": channel.0.to_string(), "is_encrypted": true }));
         assert_eq!(channel_in(&hears.expect_broadcast("DM_READY")), channel, "it is no longer marked as left");
@@ -136,7 +134,10 @@ fn the_last_one_takes_everything_along() {
     check_failed(
         &mut ann,
         "JOIN_RESPONSE",
-        [(superchat::wire::client::JoinChannel { channel_id: channel, subchannel_id: None }.into(), "Channel not found")],
+        [(
+            superchat::wire::client::JoinChannel { channel_id: channel, subchannel_id: None }.into(),
+            "Channel not found",
+        )],
     );
 }
 
@@ -167,10 +168,7 @@ fn a_visitor_who_goes_leaves_for_good_and_an_account_does_not() {
     bob.hang_up();
     visitor.hang_up();
     let told = ann.expect_broadcast("DM_PARTICIPANT_LEFT");
-    check_fields(
-        &told,
-        json!({ "dm_channel_id": with_visitor.0.to_string(), "user_id": null, "nickname": "visitor" }),
-    );
+    check_fields(&told, json!({ "dm_channel_id": with_visitor.0.to_string(), "user_id": null, "nickname": "visitor" }));
     assert_eq!(heard_names(&mut ann), [""; 0], "nothing of the account (D-28)");
     assert_eq!(contents(&mut ann, roots(between)), [""; 0]);
     assert_eq!(contents(&mut ann, roots(with_visitor)), ["visitor has left the conversation"]);
@@ -230,10 +228,12 @@ fn nobody_inherits_the_conversations_of_an_earlier_run() {
     let mut red = server.client_named("red");
     let channel = conversation(&mut ann, &mut red, "red");
     posted(&mut ann, post(channel, b"for red"));
-    let open = InviteId(number(&{
-        let _target = server.client_named("blue");
-        red.ask(start_dm("blue", true), "DM_PENDING")
-    }["dm_channel_id"]));
+    let open = InviteId(number(
+        &{
+            let _target = server.client_named("blue");
+            red.ask(start_dm("blue", true), "DM_PENDING")
+        }["dm_channel_id"],
+    ));
     // Killed, so that nobody says goodbye to anybody; session numbers begin anew.
     server.kill9();
     server.resume();
@@ -251,4 +251,19 @@ fn nobody_inherits_the_conversations_of_an_earlier_run() {
     let told = told_at_sign_in(&mut back, 2);
     assert_eq!((told[0].0.as_str(), told[1].0.as_str()), ("DM_READY", "DM_PARTICIPANT_LEFT"), "red is gone");
     assert_eq!(contents(&mut back, roots(channel)), ["for red"]);
+}
+
+#[test]
+fn a_stop_takes_visitors_out_and_keeps_accounts() {
+    let mut server = start();
+    let mut ann = registered(&server, "ann");
+    let mut bob = registered(&server, "bob");
+    let mut red = server.client_named("red");
+    conversation(&mut ann, &mut bob, "bob");
+    conversation(&mut ann, &mut red, "red");
+    let _target = server.client_named("blue");
+    invited(&mut red, "blue");
+    assert_eq!(server.stop(), Some(0));
+    assert_eq!(rows(&server, "SELECT nickname FROM ChannelParticipant ORDER BY id"), [["ann"], ["bob"], ["ann"]]);
+    assert_eq!(rows(&server, "SELECT count(*) FROM DMInvite"), [["0"]]);
 }

@@ -122,8 +122,11 @@ fn two_accounts_with_keys_are_ready_at_once() {
     );
     // In the words of the file, which another server reads as well.
     assert_eq!(
-        rows(&server, "SELECT name, display_name, is_dm, is_private, channel_type, message_retention_hours, created_by
-                       FROM Channel WHERE is_dm = 1"),
+        rows(
+            &server,
+            "SELECT name, display_name, is_dm, is_private, channel_type, message_retention_hours, created_by
+                       FROM Channel WHERE is_dm = 1"
+        ),
         [["dm_1_2", "Direct Message", "1", "1", "0", "168", "NULL"]]
     );
     assert_eq!(
