@@ -18,6 +18,11 @@ unpacked() {
 needs_monitoring() {
     unpacked promtool prometheus
     unpacked amtool prometheus-alertmanager
+    # Alertmanager does not start without its own templates, and Debian's looks for them at this place only.
+    if [ ! -e /usr/share/prometheus/alertmanager ]; then
+        as_root mkdir -p /usr/share/prometheus
+        as_root cp -r target/tools/usr/share/prometheus/alertmanager /usr/share/prometheus/
+    fi
     unpacked prometheus-blackbox-exporter prometheus-blackbox-exporter
     unpacked prometheus-node-exporter prometheus-node-exporter
     needs rsyslogd rsyslog
@@ -34,6 +39,7 @@ needs_everything() {
     needs sqlite3 sqlite3
     needs unshare util-linux
     needs ps procps
+    needs journalctl systemd
     needs_monitoring
     if ! cargo fmt --version >/dev/null 2>&1; then rustup component add rustfmt; fi
     if ! cargo clippy --version >/dev/null 2>&1; then rustup component add clippy; fi

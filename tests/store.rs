@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -122,6 +122,8 @@ impl Observe for Inbox {
 struct TestClock {
     wall_ms: AtomicI64,
     monotonic_ms: AtomicU64,
+    /// Whoever reads the database meets a panic.
+    breaks_reads: AtomicBool,
 }
 
 impl TestClock {
@@ -134,6 +136,8 @@ impl TestClock {
 
 impl Clock for TestClock {
     fn wall_ms(&self) -> i64 {
+        let reads = || std::thread::current().name().is_some_and(|name| name.starts_with("scd-reader"));
+        assert!(!self.breaks_reads.load(Ordering::SeqCst) || !reads(), "the clock stands still");
         self.wall_ms.load(Ordering::SeqCst)
     }
 
@@ -168,7 +172,11 @@ impl Server {
         let opened = open(&directory.path().join("chat.db"), &OpenOptions::default(), now).unwrap();
         prepare(&opened);
         let inbox = Arc::new(Inbox::default());
-        let clock = Arc::new(TestClock { wall_ms: AtomicI64::new(now), monotonic_ms: AtomicU64::new(0) });
+        let clock = Arc::new(TestClock {
+            wall_ms: AtomicI64::new(now),
+            monotonic_ms: AtomicU64::new(0),
+            breaks_reads: AtomicBool::new(false),
+        });
         let exit = inbox.clone();
         let parts = Parts {
             readers: 2,
@@ -495,12 +503,34 @@ fn a_stopped_store_takes_nothing_and_a_late_one_says_so() {
 
 #[test]
 fn a_panic_of_the_writer_is_told() {
+    let counted = panics();
     let server = Server::new();
     server.inbox.change(|state| state.panics = true);
     server.submit(post(&bo(), CHAT, None, "hi"));
     assert!(!server.inbox.wait("the exit", |state| state.writer_exit));
     assert!(!server.store.is_writer_alive());
     assert_eq!(server.store.probe(PATIENCE), Err(ProbeError::Unavailable));
+    assert_eq!(panics() - counted, 1);
+}
+
+#[test]
+fn a_panic_of_a_reader_fails_one_read() {
+    let counted = panics();
+    let server = Server::new();
+    let accounts = || server.ask(Query::Accounts { limit: 10 });
+    server.clock.breaks_reads.store(true, Ordering::SeqCst);
+    for _ in 0..3 {
+        assert!(matches!(accounts(), Answer::Failed), "two readers go on");
+    }
+    server.clock.breaks_reads.store(false, Ordering::SeqCst);
+    assert!(matches!(accounts(), Answer::Accounts(_)));
+    assert_eq!(panics() - counted, 3);
+}
+
+/// Panics as the server counts them.
+fn panics() -> u64 {
+    std::panic::set_hook(Box::new(superchat::errors::hook));
+    superchat::errors::panics()
 }
 
 // Faults.
@@ -606,7 +636,11 @@ fn what_changes_between_loading_and_starting_is_told_too() {
         retention: Retention { enforce: None, interval: Duration::from_secs(3600) },
         channels: channels.into_iter().filter(|channel| channel.id != TECH).collect(),
         deliver: inbox.clone(),
-        clock: Arc::new(TestClock { wall_ms: AtomicI64::new(START), monotonic_ms: AtomicU64::new(0) }),
+        clock: Arc::new(TestClock {
+            wall_ms: AtomicI64::new(START),
+            monotonic_ms: AtomicU64::new(0),
+            breaks_reads: AtomicBool::new(false),
+        }),
         observe: Arc::new(()),
         on_writer_exit: Box::new(|_| ()),
     };

@@ -217,7 +217,7 @@ impl Guard {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().map_err(start_error)?;
         let (jobs, queue) = sync_channel(options.limits.connections_max);
-        start_workers(&options, handler, &metrics, queue).map_err(start_error)?;
+        start_workers(&options, handler, queue).map_err(start_error)?;
         let (stop, stopped) = oneshot::channel();
         let front = Arc::new(Front { options, bound: address.ip(), jobs, metrics });
         let run = move || runtime.block_on(front.serve(listener, stopped));
@@ -255,19 +255,13 @@ struct Job {
     reply: oneshot::Sender<Answer>,
 }
 
-fn start_workers(
-    options: &GuardOptions,
-    handler: Handler,
-    metrics: &Arc<Metrics>,
-    queue: Receiver<Job>,
-) -> io::Result<()> {
+fn start_workers(options: &GuardOptions, handler: Handler, queue: Receiver<Job>) -> io::Result<()> {
     let (handler, queue) = (Arc::new(handler), Arc::new(Mutex::new(queue)));
     for index in 0..options.limits.workers {
         let (name, handler, queue) = (options.name, Arc::clone(&handler), Arc::clone(&queue));
-        let metrics = Arc::clone(metrics);
         let work = move || {
             while let Some(job) = next_job(&queue) {
-                let answer = answer_safely(name, &handler, &job.request, &metrics);
+                let answer = answer_safely(name, &handler, &job.request);
                 // A front that stopped meanwhile wants no answer.
                 job.reply.send(answer).ok();
             }
@@ -282,9 +276,8 @@ fn next_job(queue: &Mutex<Receiver<Job>>) -> Option<Job> {
     queue.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
 }
 
-fn answer_safely(name: &str, handler: &Handler, request: &Request, metrics: &Metrics) -> Answer {
+fn answer_safely(name: &str, handler: &Handler, request: &Request) -> Answer {
     catch_unwind(AssertUnwindSafe(|| handler(request))).unwrap_or_else(|_| {
-        metrics.panicked();
         tracing::error!(server = name, path = request.path(), "panic while answering an http request");
         Answer::text(NO_ROUTE, 500, "internal error")
     })

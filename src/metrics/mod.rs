@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
-use cells::{BATCH, Counter, Histogram, LATENCY, Level, PerLabel, Snapshot};
+use cells::{BATCH, Histogram, LATENCY, Level, PerLabel, Snapshot};
 use sheet::Sheet;
 use tokio::runtime::RuntimeMetrics;
 
@@ -84,7 +84,6 @@ pub struct Metrics {
     rejections: PerLabel<Rejection>,
     rate_limits: PerLabel<RateLimit>,
     auth: Box<[PerLabel<AuthResult>]>,
-    panics: Counter,
     channels: Level,
     runtimes: Box<[OnceLock<RuntimeMetrics>]>,
     http: RwLock<BTreeMap<HttpKey, Histogram>>,
@@ -108,7 +107,6 @@ impl Metrics {
             rejections: PerLabel::new(),
             rate_limits: PerLabel::new(),
             auth: AuthMethod::ALL.iter().map(|_| PerLabel::new()).collect(),
-            panics: Counter::default(),
             channels: Level::default(),
             runtimes: (0..options.shards).map(|_| OnceLock::new()).collect(),
             http: RwLock::default(),
@@ -116,7 +114,6 @@ impl Metrics {
             announced: Metric::ALL.iter().map(|_| AtomicBool::new(false)).collect(),
             options,
         };
-        metrics.announce(&[Metric::Panics]);
         // A process that used no hundredth of a second yet has a collector all the same.
         metrics.announce(&[Metric::ProcessCpu]);
         if metrics.options.shards > 0 {
@@ -214,11 +211,6 @@ impl Metrics {
     /// A login was tried.
     pub fn auth(&self, method: AuthMethod, result: AuthResult) {
         self.auth[method.index()].of(result).add(1);
-    }
-
-    /// A panic was caught.
-    pub fn panicked(&self) {
-        self.panics.add(1);
     }
 
     /// So many public channels exist, subchannels included.
@@ -339,7 +331,6 @@ impl Metrics {
         let BuildInfo { version, commit, rustc } = self.options.build;
         sheet.sample(Metric::BuildInfo, &[version, commit, rustc], 1.0);
         sheet.sample(Metric::ProcessStartTime, &[], self.options.started_wall_ms as f64 / 1000.0);
-        sheet.sample(Metric::Panics, &[], self.panics.get() as f64);
         ProcessStats::read().collect(sheet);
         if self.options.jemalloc {
             process::collect_jemalloc(sheet);

@@ -44,8 +44,14 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// The time as a shard takes it.
 #[must_use]
 pub fn now() -> Now {
-    let mono_micros = u64::try_from(clock::monotonic().as_micros()).unwrap_or(u64::MAX);
+    let mono_micros = mono_micros();
     Now { mono: mono_micros / 1000, mono_micros, wall: clock::wall_ms() }
+}
+
+/// Monotonic microseconds.
+#[must_use]
+pub fn mono_micros() -> u64 {
+    u64::try_from(clock::monotonic().as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Runs a shard on the calling thread until it is told to stop and its clients are gone.
@@ -177,11 +183,10 @@ impl Core {
         }
     }
 
-    /// A panic outside any session's own request is counted and logged; the shard goes on.
+    /// A panic outside any session's own request is logged; the shard goes on.
     fn guarded(&self, what: &str, run: impl FnOnce(&mut Shard)) {
         let mut shard = self.shard.borrow_mut();
         if catch_unwind(AssertUnwindSafe(|| run(&mut shard))).is_err() {
-            shard.metrics.global().panicked();
             error!(shard = self.id, what, "a handler panicked");
         }
     }
@@ -293,7 +298,6 @@ impl Core {
     fn serve_guarded(&self, key: SessionKey, run: impl FnOnce(&mut Shard)) {
         let mut shard = self.shard.borrow_mut();
         if catch_unwind(AssertUnwindSafe(|| run(&mut shard))).is_err() {
-            shard.metrics.global().panicked();
             let session = shard.clients.get(key).map(|session| session.id.0);
             error!(shard = self.id, session, "a handler panicked, its session ends");
             shard.close(key, CloseReason::Panic);

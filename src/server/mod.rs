@@ -140,6 +140,9 @@ fn start_tracker(settings: &config::Log) -> Result<Option<(Tracker, Tap)>, Strin
 fn start_log(loaded: &Loaded, environment: &Environment, tap: Option<Tap>) -> Result<Logging, ServeError> {
     let log = log::init(LogOptions { tap, ..log_options(loaded, environment) })?;
     std::panic::set_hook(Box::new(errors::hook));
+    if let config::ConfigFile::Read(path) | config::ConfigFile::Missing(path) = &loaded.file {
+        info!("Config: {}", path.display());
+    }
     for notice in &loaded.notices {
         info!("{notice}");
     }
@@ -180,6 +183,7 @@ fn run(loaded: &Loaded, database: &Path, listener: TcpListener, log: &Logging) -
         bus: Arc::clone(&bus),
         rates: Arc::clone(&rates),
         metrics: Arc::clone(&metrics),
+        stopwatch: tcp::mono_micros,
         now: tcp::now(),
     };
     let (ended, shard_ends) = sync_channel(shards);
@@ -294,7 +298,9 @@ fn announce_start(settings: &Settings, database: &Path, port: u16) {
         );
     }
     let directory = if settings.discovery.directory_enabled { "enabled" } else { "disabled" };
-    info!(database = %database.display(), directory, "SuperChat server {} started successfully", env!("CARGO_PKG_VERSION"));
+    info!("Directory mode {directory}");
+    info!(database = %database.display(), "SuperChat server {} started successfully", env!("CARGO_PKG_VERSION"));
+    info!("Port: {port}");
     info!("Available connection methods:");
     info!("  - Binary Protocol (TCP): port {port}");
     info!("Server started on port {port}");

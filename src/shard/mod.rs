@@ -13,6 +13,7 @@ pub mod outbox;
 pub mod presence;
 mod publish;
 pub mod rate;
+mod refusals;
 mod request;
 pub mod roster;
 mod service;
@@ -21,7 +22,7 @@ pub mod settings;
 pub mod topics;
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
@@ -30,7 +31,7 @@ use tracing::debug;
 
 pub use channels::{Channels, NoPlace, Place};
 pub use clients::Clients;
-use clients::key_of;
+use clients::{Held, key_of};
 pub use event::{Accepted, Bus, ShardEvent};
 use input::OUTBOX_PAUSE_BYTES;
 use outbox::{Encoder, Flushed, Outbox};
@@ -81,6 +82,9 @@ pub struct Parts {
     pub bus: Arc<Bus>,
     pub rates: Arc<Rates>,
     pub metrics: Arc<Metrics>,
+    /// Monotonic microseconds at the moment, on the scale of [`Now::mono_micros`]: for durations that metrics show, and for
+    /// nothing that a client can see.
+    pub stopwatch: fn() -> u64,
     pub now: Now,
 }
 
@@ -103,6 +107,9 @@ pub struct Shard {
     resumable: Vec<SessionKey>,
     /// When sessions may have been silent for too long; an entry is looked at again when it comes up.
     idle: BinaryHeap<Reverse<(u64, SessionId, SessionKey)>>,
+    /// Sessions with refusals that the log is to be told of, and when; the earliest in front.
+    untold: VecDeque<(u64, Held)>,
+    stopwatch: fn() -> u64,
     store: Arc<dyn Store>,
     passwords: Arc<dyn Passwords>,
     bus: Arc<Bus>,
@@ -184,6 +191,8 @@ impl Shard {
             departed: Vec::new(),
             resumable: Vec::new(),
             idle: BinaryHeap::new(),
+            untold: VecDeque::new(),
+            stopwatch: parts.stopwatch,
             store: parts.store,
             passwords: parts.passwords,
             bus: parts.bus,
@@ -227,7 +236,8 @@ impl Shard {
         self.leave(key);
         let user = self.clients.session(key).user();
         self.forget_account(key, user);
-        let session = self.clients.sessions.remove(key.0 as usize);
+        let mut session = self.clients.sessions.remove(key.0 as usize);
+        refusals::tell(&mut session);
         self.inbox_bytes -= session.inbox.len();
         if session.nickname.is_some() {
             self.tell_person(session.id, None, None, Repeat::default());
@@ -338,10 +348,10 @@ impl Shard {
     #[must_use]
     pub fn due(&self) -> Option<u64> {
         let idle = self.idle.peek().map(|Reverse((at, ..))| *at);
-        [self.pending.due(), self.departures_due(), idle].into_iter().flatten().min()
+        [self.pending.due(), idle, self.departures_due(), self.refusals_due()].into_iter().flatten().min()
     }
 
-    /// Presence that is due, sessions that are idle.
+    /// Presence that is due, sessions that are idle, refusals that the log was not told of.
     pub fn tick(&mut self) {
         if self.pending.due().is_some_and(|due| due <= self.now.mono) {
             self.presence_tick();
@@ -353,6 +363,7 @@ impl Shard {
             self.idle.pop();
             self.check_idle(id, key);
         }
+        self.tell_refusals();
     }
 
     fn check_idle(&mut self, id: SessionId, key: SessionKey) {

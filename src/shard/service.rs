@@ -8,7 +8,6 @@ use super::session::{Flight, Posts, PresenceGate, SessionKey, ThreadSubscription
 use super::topics::{Listener, Spelling};
 use super::{Resume, Shard, token};
 use crate::ids::{ChannelId, MessageId, SessionId};
-use crate::metrics::{Label as _, RateLimit};
 use crate::net::CloseReason;
 use crate::passwords::{HashJob, HashOutcome};
 use crate::store::{Answer, Command, Event, Query, Refusal, Submission, Ticket};
@@ -225,14 +224,6 @@ impl Shard {
             let roots: Vec<_> = threads.map(|thread| thread.root).collect();
             self.topics.respell(channel, &roots, Listener { key, spelling });
         }
-    }
-
-    /// Counts a hit of a rate limit and logs it in the words operators look for.
-    pub fn rate_limited(&mut self, key: SessionKey, kind: RateLimit) {
-        self.metrics.global().rate_limit(kind);
-        let session = self.clients.session(key).id;
-        let kind = kind.label();
-        warn!(target: "security", session = session.0, kind, "Rate limit exceeded for session {session}");
     }
 
     /// Seconds since the server started.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use super::outbox::{Class, Outbox};
 use super::rate::TokenBucket;
+use super::refusals::Refusals;
 use super::request::Request;
 use super::topics::Spelling;
 use super::{Continuation, Person};
@@ -165,6 +166,7 @@ pub struct Busy {
     /// Subchannels the client last named as (parent, sub).
     pub pair_spelled: Vec<ChannelId>,
     pub requests: TokenBucket,
+    pub refusals: Refusals,
     /// Monotonic milliseconds of the sign-in by password, which for a while excuses the old password of a renamed account
     /// from being compared (D-08).
     pub by_password_at: Option<u64>,
@@ -308,6 +310,11 @@ impl Session {
 
     pub fn busy(&mut self) -> &mut Busy {
         self.busy.get_or_insert_default()
+    }
+
+    /// What the log was told of its refusals, if it may have had any.
+    pub fn refusals(&mut self) -> Option<&mut Refusals> {
+        self.busy.as_mut().map(|busy| &mut busy.refusals)
     }
 
     #[must_use]

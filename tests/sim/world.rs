@@ -213,6 +213,7 @@ impl World {
             bus: Arc::clone(&bus),
             rates: Arc::clone(&rates),
             metrics: Arc::clone(&metrics),
+            stopwatch: || 0,
             now,
         };
         let host =

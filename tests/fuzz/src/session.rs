@@ -168,6 +168,7 @@ impl World {
             passwords: Arc::clone(&memory) as _,
             bus: Arc::new(Bus::new(1)),
             metrics: metrics(),
+            stopwatch: || 0,
             now,
         });
         let gate = Gate::new(None, None, vec!["127.0.0.0/8".parse().unwrap()]);
