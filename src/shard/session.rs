@@ -270,11 +270,12 @@ impl Session {
         Viewer { user: self.user(), session: self.id, is_admin: self.is_admin() }
     }
 
-    /// As a side of a direct message, once there is a nickname.
+    /// As a side of a direct message. Without a nickname it is one of none.
     #[must_use]
-    pub fn participant(&self) -> Option<Participant> {
+    pub fn participant(&self) -> Participant {
         let session = self.account.is_none().then_some(self.id);
-        self.nickname.clone().map(|nickname| Participant { user: self.user(), session, nickname })
+        let nickname = self.nickname.clone().unwrap_or_else(|| Name::from(&b""[..]));
+        Participant { user: self.user(), session, nickname }
     }
 
     /// See [`Busy::has_provided_key`].

@@ -20,7 +20,7 @@ use superchat::shard::session::{Session, SessionKey};
 use superchat::shard::settings::DirectoryEntry;
 use superchat::shard::{Bus, ChatSettings, Departed, Now, Parts, Rates, Shard, ShardEvent};
 use superchat::store::{
-    Answer, Busy, ChannelType, Command, Deliver, DmOverview, Event, Name, Outcome, Refusal, Store, Submission, Ticket,
+    Answer, Busy, ChannelType, Command, Deliver, Event, Name, Outcome, Refusal, Store, Submission, Ticket,
 };
 use superchat::wire::server::ServerConfig;
 use superchat::wire::{ClientMessage, ServerMessage};

@@ -50,9 +50,11 @@ fn only_the_invited_can_accept_or_decline() {
 fn unknown_invitations_and_unreadable_requests_are_answered_as_the_protocol_says() {
     let server = start();
     let mut client = server.client_named("client");
-    check_refused(&mut client, [(allow(InviteId(424_242)).into(), 4000, "DM invite not found")]);
-    client.send(decline(InviteId(424_242)));
-    assert_eq!(heard_names(&mut client), [""; 0], "silence");
+    for client in [&mut client, &mut server.client()] {
+        check_refused(client, [(allow(InviteId(424_242)).into(), 4000, "DM invite not found")]);
+        client.send(decline(InviteId(424_242)));
+        assert_eq!(heard_names(client), [""; 0], "silence");
+    }
     for (code, text) in [
         (0x1B, "Invalid ALLOW_UNENCRYPTED format"),
         (0x1E, "Invalid DECLINE_DM format"),

@@ -58,7 +58,8 @@ fn participants_see_each_other_and_what_was_said() {
     let users = items(&ann.ask(request, "CHANNEL_USER_LIST"), "users");
     let names: Vec<_> = users.iter().map(|user| user["nickname"].clone()).collect();
     assert_eq!(names, ["ann", "visitor"]);
-    let present = |seen: &Fields| seen["channel_id"] == channel.0.to_string() && seen["nickname"] == "visitor";
+    let here = json!(channel.0.to_string());
+    let present = |seen: &Fields| seen["channel_id"] == here && seen["nickname"] == "visitor";
     ann.expect_matching("CHANNEL_PRESENCE", present);
     let target = UnreadTarget { channel_id: channel, subchannel_id: None, thread_id: None };
     let counts = ann.ask(GetUnreadCounts { since_timestamp: None, targets: List(vec![target]) }, "UNREAD_COUNTS");
