@@ -28,6 +28,7 @@ pub struct Session {
     pub admission: Admission,
     pub version: PeerVersion,
     pub nickname: Option<Name>,
+    /// Changed by [`super::Shard::set_account`] only, because what the session may follow depends on it.
     pub account: Option<SignedIn>,
     /// The place joined, and how the client names it.
     pub joined: Option<(ChannelId, Spelling)>,
