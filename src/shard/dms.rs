@@ -174,6 +174,10 @@ impl Shard {
         for key in self.sessions_of(&left.who) {
             self.expel(key, |channel| channel == left.channel);
         }
+        // When the server stops, nobody is told of each one who goes.
+        if self.draining.is_some() {
+            return;
+        }
         let frame = participant_left(left.channel, &left.who);
         for participant in rest.participants.iter().flat_map(|inside| inside.iter()) {
             self.tell_side(participant, None, frame.clone());
