@@ -19,6 +19,19 @@ pub const LIST_USERS_DEFAULT: u16 = 100;
 /// Targets of one GET_UNREAD_COUNTS (D-68).
 pub const UNREAD_TARGETS_MAX: usize = 1000;
 
+/// Invitations to direct messages that one initiator may have open (D-68).
+pub const OPEN_INVITES_MAX: u32 = 100;
+
+/// Conversations, and invitations of each direction, that an account is told of when it signs in: the newest ones. As many
+/// of the longest frames stay far below what an outbox holds.
+pub const DMS_TOLD_MAX: u16 = 500;
+
+/// Milliseconds before a repeated invitation is shown to its target again (D-21).
+pub const INVITE_REPEAT_MS: i64 = 60_000;
+
+/// Invitations per session whose missing key was asked for; forgetting one only means to ask again.
+pub const KEYS_ASKED_REMEMBERED: usize = 32;
+
 /// Unread messages are counted up to here: beyond, a client shows "many" anyway (BEHAVIOUR.md 7).
 pub const UNREAD_COUNT_MAX: u32 = 10_000;
 

@@ -41,8 +41,6 @@ const WAITING: &[(&str, &str)] = &[
     ("admin_bans", "administration comes with a later part of the server"),
     ("directory_rate_limit", "the directory comes with a later part of the server"),
     ("directory_register", "the directory comes with a later part of the server"),
-    ("dm_encrypted_accounts", "direct messages come with a later part of the server"),
-    ("dm_plain_anonymous", "direct messages come with a later part of the server"),
     ("ssh_key_management", "SSH keys come with a later part of the server"),
     ("websocket_session", "WebSocket comes with a later part of the server"),
 ];
@@ -65,6 +63,8 @@ replays! {
     bot_with_mentions
     channel_and_subchannel_create
     compression_version_2
+    dm_encrypted_accounts
+    dm_plain_anonymous
     edit_delete
     idle_timeout
     limits

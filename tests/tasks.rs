@@ -167,6 +167,7 @@ fn settings() -> ChatSettings {
         requests_per_second: None,
         messages_per_minute: None,
         channels_per_hour: None,
+        dms_per_hour: None,
         auth_attempts_per_minute: None,
         admin_users: Vec::new(),
         moderator_users: Vec::new(),

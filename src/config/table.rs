@@ -301,7 +301,7 @@ settings! {
         /// Requests of a session per second, with bursts of twice that. 0 = off.
         requests_per_second: Option<NonZeroU32> = NonZeroU32::new(100), PLAIN.live();
         /// Direct message invites a user may send per hour. 0 = off.
-        dm_invites_per_hour: Option<NonZeroU32> = NonZeroU32::new(30), PLAIN;
+        dm_invites_per_hour: Option<NonZeroU32> = NonZeroU32::new(30), PLAIN.live();
         /// Bytes that may wait for a session that reads slowly; above, it is disconnected and may come back.
         outbox_bytes_max: NonZeroUsize = nonzero!(NonZeroUsize, 1_048_576), PLAIN.live().at_least(65_536).at_most(1 << 30);
     }

@@ -74,7 +74,7 @@ fn rename(shard: &mut Shard, key: SessionKey, signed_in: SignedIn, nickname: Nam
     shard.submit(key, Command::Rename { user, nickname }, move |shard, key, result| match result {
         Ok(Event::Renamed { nickname, .. }) => {
             let flags = shard.settings.flags_for(&nickname, signed_in.flags);
-            shard.clients.session(key).account = Some(SignedIn { flags, user });
+            shard.set_account(key, Some(SignedIn { flags, user }));
             adopt(shard, key, nickname, owner);
         }
         Err(Refusal::NicknameTaken) => nickname_response(shard, key, false, IN_USE),
@@ -193,8 +193,8 @@ fn verified(shard: &mut Shard, key: SessionKey, account: Account, ban: Option<Ba
 
 fn signed_in(shard: &mut Shard, key: SessionKey, account: &Account, flags: u8) {
     let by_password_at = Some(shard.now.mono);
+    shard.set_account(key, Some(SignedIn { user: account.id, flags }));
     let session = shard.clients.session(key);
-    session.account = Some(SignedIn { user: account.id, flags });
     session.busy().by_password_at = by_password_at;
     session.nickname = Some(account.nickname.clone());
     let (id, nickname) = (session.id, lossy(&account.nickname));
@@ -210,6 +210,7 @@ fn signed_in(shard: &mut Shard, key: SessionKey, account: &Account, flags: u8) {
     shard.metrics.global().auth(AuthMethod::Password, AuthResult::Ok);
     shard.reply(key, server::AuthResponse { outcome: Ok(granted) });
     shard.send_roster(key);
+    shard.send_dms(key);
     shard.announce(key, REPEAT);
 }
 
@@ -225,7 +226,8 @@ pub fn ban_text(ban: &Ban) -> String {
 
 /// LOGOUT: no answer. The nickname stays.
 pub fn logout(shard: &mut Shard, key: SessionKey) {
-    if shard.clients.session(key).account.take().is_some() {
+    if shard.clients.session(key).account.is_some() {
+        shard.set_account(key, None);
         shard.announce(key, REPEAT);
     }
 }
@@ -262,8 +264,8 @@ fn register(shard: &mut Shard, key: SessionKey, nickname: Name, password_hash: B
     shard.submit(key, Command::Register { nickname, password_hash, flags }, |shard, key, result| match result {
         Ok(Event::Registered { user, nickname, flags }) => {
             let by_password_at = Some(shard.now.mono);
+            shard.set_account(key, Some(SignedIn { user, flags }));
             let session = shard.clients.session(key);
-            session.account = Some(SignedIn { user, flags });
             session.busy().by_password_at = by_password_at;
             let text = format!("Successfully registered {}!", lossy(&nickname));
             let registered = server::Registered { user_id: user, message: text.as_bytes() };

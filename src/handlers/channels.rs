@@ -109,17 +109,14 @@ pub fn join_channel(shard: &mut Shard, key: SessionKey, request: &client::JoinCh
 /// What somebody who does not take part in a direct message is told.
 pub const NOT_A_PARTICIPANT: &str = "Not a participant in this DM";
 
-/// Direct messages are for their participants; nobody else, admins included (BEHAVIOUR.md 4.7).
+/// Whether the session may see a place: everybody may, but for direct messages.
 pub fn may_enter(shard: &mut Shard, key: SessionKey, place: Place) -> bool {
     shard.about(place.id);
-    let user = shard.clients.session(key).user();
-    let participants = shard.channels.get(place.id).and_then(|channel| channel.participants.as_ref());
-    participants.is_none_or(|participants| {
-        participants.iter().any(|participant| participant.user.is_some() && participant.user == user)
-    })
+    let viewer = shard.clients.session(key).viewer();
+    shard.channels.get(place.id).is_none_or(|channel| viewer.may_enter(channel))
 }
 
-/// LEAVE_CHANNEL: subscriptions stay.
+/// LEAVE_CHANNEL: subscriptions stay, but for a direct message that is left for good.
 pub fn leave_channel(shard: &mut Shard, key: SessionKey, request: &client::LeaveChannel) {
     let refuse = |shard: &mut Shard, text: &str| {
         let (channel_id, message) = (request.channel_id, text.as_bytes());
@@ -133,9 +130,17 @@ pub fn leave_channel(shard: &mut Shard, key: SessionKey, request: &client::Leave
     if ![ChannelId(0), joined, real].contains(&request.channel_id) {
         return refuse(shard, "Session is not joined to the requested channel");
     }
+    if shard.channels.is_dm(joined) && request.permanent.0 == Some(true) {
+        return super::dms::leave_for_good(shard, key, joined);
+    }
+    left(shard, key, real);
+}
+
+/// Takes the session out of the place it joined, and says so.
+pub fn left(shard: &mut Shard, key: SessionKey, channel: ChannelId) {
     shard.leave(key);
-    let left = server::LeaveResponse { success: true, channel_id: real, subchannel_id: None, message: b"Left channel" };
-    shard.reply(key, left);
+    let message = b"Left channel";
+    shard.reply(key, server::LeaveResponse { success: true, channel_id: channel, subchannel_id: None, message });
     shard.announce(key, Repeat::default());
 }
 

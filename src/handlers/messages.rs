@@ -20,6 +20,9 @@ use crate::wire::codec::List;
 use crate::wire::records::{self, Failed};
 use crate::wire::{ErrorCode, client, server};
 
+/// What a session without a name is told that must have one.
+pub const NICKNAME_REQUIRED: &str = "Nickname required. Use SET_NICKNAME first.";
+
 /// LIST_MESSAGES: roots of a place, or the descendants of a message.
 pub fn list_messages(shard: &mut Shard, key: SessionKey, request: &client::ListMessages) {
     let request = request.clone();
@@ -40,9 +43,10 @@ pub fn list_messages(shard: &mut Shard, key: SessionKey, request: &client::ListM
         (None, Some(after)) => Cursor::After(after),
         (None, None) => Cursor::None,
     };
+    let viewer = shard.clients.session(key).viewer();
     let query = match request.parent_id {
-        None => Query::Roots { channel: place.id, cursor, limit },
-        Some(parent) => Query::Thread { channel: place.id, parent, cursor, limit },
+        None => Query::Roots { viewer, channel: place.id, cursor, limit },
+        Some(parent) => Query::Thread { viewer, channel: place.id, parent, cursor, limit },
     };
     shard.ask(key, query, move |shard, key, answer| {
         let Answer::Messages(messages) = answer else { return shard.error(key, ErrorCode::Internal, "Internal error") };
@@ -58,8 +62,7 @@ fn list(
     place: Option<Place>,
     messages: &[Message],
 ) {
-    let is_dm = place.is_some_and(|place| place.is_dm);
-    let authors: Vec<_> = messages.iter().map(|message| display_author(&message.author, is_dm)).collect();
+    let authors: Vec<_> = messages.iter().map(|message| display_author(&message.author)).collect();
     let entries = messages.iter().zip(&authors).map(|(message, (author_user_id, author_nickname))| {
         let (channel_id, subchannel_id) =
             place.map_or((message.channel, None), |place| spell(place.id, place.parent, place.spelling));
@@ -81,10 +84,10 @@ fn list(
     shard.reply(key, server::MessageList { channel_id, subchannel_id, parent_id, messages });
 }
 
-/// How an author is shown (BEHAVIOUR.md 2.0): `~` visitor, `$` admin, `@` moderator; no sign in a direct message.
+/// How an author is shown (BEHAVIOUR.md 2.0): `~` visitor, `$` admin, `@` moderator.
 #[must_use]
-pub fn display_author(author: &Author, is_dm: bool) -> (Option<UserId>, Vec<u8>) {
-    let signed = |sign: &[u8], nickname: &[u8]| if is_dm { nickname.to_vec() } else { [sign, nickname].concat() };
+pub fn display_author(author: &Author) -> (Option<UserId>, Vec<u8>) {
+    let signed = |sign: &[u8], nickname: &[u8]| [sign, nickname].concat();
     match author {
         Author::Account { user, nickname, flags } => {
             let sign: &[u8] = if flags & FLAG_ADMIN != 0 {
@@ -130,7 +133,7 @@ fn account_required(shard: &mut Shard, key: SessionKey) {
 /// POST without a nickname. A client that believes it is still signed in gets the hint that makes it ask for the
 /// password again, once (D-75).
 fn nickname_required(shard: &mut Shard, key: SessionKey) {
-    shard.error(key, ErrorCode::AuthRequired, "Nickname required. Use SET_NICKNAME first.");
+    shard.error(key, ErrorCode::AuthRequired, NICKNAME_REQUIRED);
     let belief = &mut shard.clients.session(key).busy().believes_signed_in;
     if *belief == Belief::Likely {
         *belief = Belief::Told;
@@ -206,6 +209,7 @@ pub fn posted(shard: &mut Shard, key: SessionKey, result: &Result<Event, Refusal
         }
         Err(Refusal::ChannelNotFound) => shard.error(key, ErrorCode::ChannelNotFound, "Channel not found"),
         Err(Refusal::MessageNotFound) => shard.error(key, ErrorCode::MessageNotFound, "Message not found"),
+        Err(Refusal::NotParticipant) => shard.error(key, ErrorCode::PermissionDenied, NOT_A_PARTICIPANT),
         Err(Refusal::ThreadTooDeep) => shard.error(key, ErrorCode::InvalidInput, "Thread is too deep"),
         Ok(_) | Err(_) => shard.error(key, ErrorCode::Database, "Database error"),
     }
@@ -245,7 +249,7 @@ pub fn edit_message(shard: &mut Shard, key: SessionKey, request: &client::EditMe
 /// DELETE_MESSAGE: one's own, or an admin's right.
 pub fn delete_message(shard: &mut Shard, key: SessionKey, request: &client::DeleteMessage) {
     let Some(actor) = shard.clients.session(key).actor() else {
-        return shard.error(key, ErrorCode::NicknameRequired, "Nickname required. Use SET_NICKNAME first.");
+        return shard.error(key, ErrorCode::NicknameRequired, NICKNAME_REQUIRED);
     };
     let delete = Command::Delete { actor, message: request.message_id };
     shard.submit(key, delete, |shard, key, result| match result {

@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod auth;
 pub mod channels;
+pub mod dms;
 pub mod messages;
 pub mod subscriptions;
 pub mod users;
@@ -104,6 +105,11 @@ fn handle(shard: &mut Shard, key: SessionKey, message: ClientMessage<'_>) {
         ClientMessage::GetUnreadCounts(request) => users::get_unread_counts(shard, key, &request),
         ClientMessage::UpdateReadState(request) => users::update_read_state(shard, key, &request),
 
+        ClientMessage::StartDm(request) => dms::start_dm(shard, key, &request),
+        ClientMessage::ProvidePublicKey(request) => dms::provide_public_key(shard, key, &request),
+        ClientMessage::AllowUnencrypted(request) => dms::allow_unencrypted(shard, key, &request),
+        ClientMessage::DeclineDm(request) => dms::decline_dm(shard, key, &request),
+
         ClientMessage::ListServers(request) => users::list_servers(shard, key, &request),
         ClientMessage::VerifyRegistration(request) => {
             shard.reply(key, server::VerifyResponse { challenge: request.challenge });
@@ -113,10 +119,6 @@ fn handle(shard: &mut Shard, key: SessionKey, message: ClientMessage<'_>) {
         }
         ClientMessage::RegisterServer(_)
         | ClientMessage::Heartbeat(_)
-        | ClientMessage::StartDm(_)
-        | ClientMessage::ProvidePublicKey(_)
-        | ClientMessage::AllowUnencrypted(_)
-        | ClientMessage::DeclineDm(_)
         | ClientMessage::AddSshKey(_)
         | ClientMessage::ListSshKeys(_)
         | ClientMessage::UpdateSshKeyLabel(_)

@@ -121,7 +121,7 @@ pub fn get_unread_counts(shard: &mut Shard, key: SessionKey, request: &client::G
         let channel = place.filter(|place| may_enter(shard, key, *place)).map(|place| place.id);
         targets.push(UnreadTarget { channel, thread: target.thread_id });
     }
-    let user = shard.clients.session(key).user();
+    let viewer = shard.clients.session(key).viewer();
     let since = request.since_timestamp.map(|since| read_mark(since, shard.now.wall));
     let answer = move |shard: &mut Shard, key: SessionKey, counts: &[u32]| {
         let count = |(target, count): (&crate::wire::records::UnreadTarget, &u32)| UnreadCount {
@@ -132,10 +132,10 @@ pub fn get_unread_counts(shard: &mut Shard, key: SessionKey, request: &client::G
         };
         shard.reply(key, server::UnreadCounts { counts: List(asked.iter().zip(counts).map(count).collect()) });
     };
-    if user.is_none() && since.is_none() {
+    if viewer.user.is_none() && since.is_none() {
         return answer(shard, key, &vec![0; targets.len()]);
     }
-    shard.ask(key, Query::Unread { user, since, targets }, move |shard, key, counts| match counts {
+    shard.ask(key, Query::Unread { viewer, since, targets }, move |shard, key, counts| match counts {
         Answer::Unread(counts) => answer(shard, key, &counts),
         _ => shard.error(key, ErrorCode::Database, "Failed to count unread messages"),
     });
@@ -145,6 +145,9 @@ pub fn get_unread_counts(shard: &mut Shard, key: SessionKey, request: &client::G
 pub fn update_read_state(shard: &mut Shard, key: SessionKey, request: &client::UpdateReadState) {
     let Some(user) = shard.clients.session(key).user() else { return };
     let Ok(place) = shard.channels.place(request.channel_id, request.subchannel_id) else { return };
+    if !may_enter(shard, key, place) {
+        return;
+    }
     let (channel, at) = (place.id, read_mark(request.timestamp, shard.now.wall));
     shard.submit(key, Command::UpdateReadState { user, channel, at }, |shard, key, result| {
         if matches!(result, Err(Refusal::Database)) {

@@ -175,6 +175,16 @@ impl Metrics {
         self.topics.thread(channel_id, thread_id, now_ms)
     }
 
+    /// Handle of what all direct messages share: which of them there are, and who reads them, is not for operators to see.
+    pub fn dm_topic(&self) -> Arc<TopicMetrics> {
+        self.topics.other_channel()
+    }
+
+    /// The same for threads in them.
+    pub fn dm_thread_topic(&self) -> Arc<TopicMetrics> {
+        self.topics.other_channel_thread()
+    }
+
     /// A channel is gone, and its series with those of its threads.
     pub fn channel_deleted(&self, channel_id: u64) {
         self.topics.channel_deleted(channel_id);

@@ -63,7 +63,7 @@ struct Registry {
     threads: HashMap<u64, Thread>,
     /// Threads beyond the bound, by channel, so that the sum of a channel stays right.
     other_threads: HashMap<u64, Arc<TopicMetrics>>,
-    /// Topics in channels beyond the bound.
+    /// Topics in channels beyond the bound, and in direct messages.
     other_channel: Arc<TopicMetrics>,
     other_channel_thread: Arc<TopicMetrics>,
 }
@@ -109,6 +109,14 @@ impl Topics {
         let metrics = Arc::<TopicMetrics>::default();
         registry.threads.insert(id, Thread { channel_id, metrics: Arc::clone(&metrics), idle_since_ms: None });
         metrics
+    }
+
+    pub(super) fn other_channel(&self) -> Arc<TopicMetrics> {
+        Arc::clone(&self.lock().other_channel)
+    }
+
+    pub(super) fn other_channel_thread(&self) -> Arc<TopicMetrics> {
+        Arc::clone(&self.lock().other_channel_thread)
     }
 
     pub(super) fn channel_deleted(&self, id: u64) {

@@ -1,5 +1,6 @@
 //! What parts need of the configuration, in their own words.
 
+use std::num::NonZeroU32;
 use std::path::Path;
 
 use ipnet::IpNet;
@@ -91,6 +92,7 @@ pub(super) fn chat_settings(settings: &Settings, port: u16) -> ChatSettings {
         requests_per_second: limits.requests_per_second.map(std::num::NonZero::get),
         messages_per_minute: limits.message_rate_limit.map(|limit| limit.get().into()),
         channels_per_hour: limits.max_channel_creates.map(|limit| limit.get().into()),
+        dms_per_hour: limits.dm_invites_per_hour.map(NonZeroU32::get),
         auth_attempts_per_minute: limits.auth_attempts_per_minute.map(std::num::NonZero::get),
         admin_users: server.admin_users.clone(),
         moderator_users: server.moderator_users.clone(),

@@ -52,6 +52,12 @@ impl Channels {
         self.by_id.get(&channel)
     }
 
+    /// Whether it is a direct message.
+    #[must_use]
+    pub fn is_dm(&self, channel: ChannelId) -> bool {
+        self.get(channel).is_some_and(|channel| channel.participants.is_some())
+    }
+
     pub fn insert(&mut self, channel: Channel) {
         self.by_id.insert(channel.id, channel);
     }

@@ -6,6 +6,7 @@
 
 pub mod channels;
 mod clients;
+pub mod dms;
 mod drain;
 pub mod event;
 mod input;
@@ -100,6 +101,7 @@ pub struct Shard {
     pub rates: Arc<Rates>,
     pub metrics: Cells,
     topics: Topics,
+    dms: dms::Dms,
     pending: presence::Pending,
     peer_changes: Vec<PeerChange>,
     departed: Vec<Departed>,
@@ -187,6 +189,7 @@ impl Shard {
             rates: parts.rates,
             metrics,
             topics: Topics::default(),
+            dms: dms::Dms::default(),
             pending: presence::Pending::default(),
             peer_changes: Vec::new(),
             departed: Vec::new(),
@@ -236,11 +239,16 @@ impl Shard {
             self.unsubscribe_thread(key, root);
         }
         self.leave(key);
+        let user = self.clients.session(key).user();
+        self.forget_account(key, user);
         let mut session = self.clients.sessions.remove(key.0 as usize);
         refusals::tell(&mut session);
         self.inbox_bytes -= session.inbox.len();
         if session.nickname.is_some() {
             self.tell_person(session.id, None, None, Repeat::default());
+        }
+        if session.visits_dms {
+            self.visitor_departed(session.id);
         }
         self.metrics.outbound_removed(session.outbox.spilled_bytes() as u64);
         self.metrics.disconnect(reason);
@@ -249,9 +257,12 @@ impl Shard {
 
     /// One outcome of a commit: first the answer to whoever asked, then the event to everybody else.
     pub fn outcome(&mut self, outcome: &Outcome, tally: Option<&Arc<FanoutTally>>) {
-        let asker = outcome.ticket.filter(|ticket| ticket.shard == self.id).and_then(|ticket| self.find(ticket.token));
-        if let Some(key) = asker {
-            self.answer_outcome(key, &outcome.result);
+        let ticket = outcome.ticket.filter(|ticket| ticket.shard == self.id);
+        let asker = ticket.and_then(|ticket| self.find(ticket.token));
+        match (asker, ticket) {
+            (Some(key), _) => self.answer_outcome(key, &outcome.result),
+            (None, Some(ticket)) => self.departure_came_back(ticket.token, outcome.result.is_ok()),
+            (None, None) => {}
         }
         if let Ok(event) = &outcome.result {
             let recipients = self.publish(event, asker);
@@ -299,6 +310,8 @@ impl Shard {
     /// Anything but a commit or a new connection, which the driver takes apart.
     pub fn apply(&mut self, event: ShardEvent) {
         match event {
+            // The one answer that no request waits for.
+            ShardEvent::Answered { token, answer: Answer::Dms(overview) } => self.tell_dms(token, &overview),
             ShardEvent::Answered { token, answer } => self.resume(token, Resume::Answer(answer)),
             ShardEvent::Hashed { token, outcome } => self.resume(token, Resume::Hashed(outcome)),
             ShardEvent::Peers(changes) => changes.iter().for_each(|change| self.apply_peer(change)),
@@ -346,7 +359,10 @@ impl Shard {
     #[must_use]
     pub fn due(&self) -> Option<u64> {
         let idle = self.idle.peek().map(|Reverse((at, ..))| *at);
-        [self.presence_due(), idle, self.refusals_due(), self.drain_due()].into_iter().flatten().min()
+        [self.presence_due(), idle, self.departures_due(), self.refusals_due(), self.drain_due()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Presence that is due, sessions that are idle or, when the server stops, to be told so, refusals that the log was not
@@ -388,6 +404,7 @@ impl Shard {
     /// any client can see a reply that follows from it.
     pub fn end_turn(&mut self) {
         self.close_slow();
+        self.tell_departures();
         if !self.peer_changes.is_empty() {
             let changes: Arc<[_]> = std::mem::take(&mut self.peer_changes).into();
             self.bus.send_others(self.id, &changes);

@@ -134,6 +134,9 @@ impl Shard {
             }
         }
         self.tell_places(moved);
+        if self.ask_for_dms() {
+            self.pending.arm(self.now.mono);
+        }
     }
 
     fn tell_places(&mut self, changes: Vec<(&(ChannelId, SessionId), &PlaceChange)>) {

@@ -32,13 +32,20 @@ impl Shard {
                 self.count_channels();
                 self.publish_channel(channel, author);
             }
-            Event::ChannelChanged(channel) => self.channels.insert(channel.clone()),
+            Event::ChannelChanged(channel) => self.change_channel(channel.clone()),
             Event::ChannelDeleted { channel } => self.drop_channel(*channel),
             Event::Registered { .. }
             | Event::SignedIn { .. }
             | Event::Renamed { .. }
             | Event::PasswordSet { .. }
-            | Event::ReadStateUpdated => {}
+            | Event::ReadStateUpdated
+            | Event::DmNeedsKey { .. } => {}
+            Event::DmOpened { .. }
+            | Event::DmInvited { .. }
+            | Event::DmDeclined { .. }
+            | Event::DmLeft(_)
+            | Event::KeyProvided { .. }
+            | Event::VisitorForgotten { .. } => self.publish_dm(event, author),
         }
         0
     }
@@ -46,7 +53,7 @@ impl Shard {
     /// Roots go to the channel's subscribers, replies to the thread's.
     fn publish_post(&mut self, message: &Message) -> u64 {
         let Some(channel) = self.channels.get(message.channel) else { return 0 };
-        let (author_user_id, nickname) = display_author(&message.author, channel.participants.is_some());
+        let (author_user_id, nickname) = display_author(&message.author);
         let frame = |spelling| {
             let (channel_id, subchannel_id) = spell(channel.id, channel.parent, spelling);
             Broadcast::new(server::NewMessage {
@@ -115,22 +122,12 @@ impl Shard {
     }
 
     /// Forgets a channel and every mark that sessions of this shard hold of it (D-73).
-    fn drop_channel(&mut self, channel: ChannelId) {
+    pub(super) fn drop_channel(&mut self, channel: ChannelId) {
         self.channels.remove(channel);
         self.count_channels();
         self.metrics.global().channel_deleted(channel.0);
-        let subscribed: Vec<_> = self.topics.channel(channel).iter().map(|listener| listener.key).collect();
-        for key in subscribed {
-            self.unsubscribe_channel(key, channel);
-        }
         for key in self.clients.keys().collect::<Vec<_>>() {
-            let session = self.clients.session(key);
-            let orphaned: Vec<_> =
-                session.threads().iter().filter(|thread| thread.channel == channel).copied().collect();
-            let was_joined = session.joined.is_some_and(|(joined, _)| joined == channel);
-            orphaned.iter().for_each(|thread| self.unsubscribe_thread(key, thread.root));
-            if was_joined {
-                self.leave(key);
+            if self.forget_place(key, channel) {
                 self.announce(key, Repeat::default());
             }
         }

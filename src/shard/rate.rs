@@ -132,6 +132,9 @@ pub struct Rates {
     pub messages_by_session: SlidingWindow<SessionId>,
     pub messages_by_address: SlidingWindow<IpAddr>,
     pub channels_by_user: SlidingWindow<UserId>,
+    pub dms_by_user: SlidingWindow<UserId>,
+    pub dms_by_session: SlidingWindow<SessionId>,
+    pub dms_by_address: SlidingWindow<IpAddr>,
     pub auth_by_address: SlidingWindow<IpAddr>,
     pub auth_by_account: SlidingWindow<Box<[u8]>>,
 }
@@ -147,6 +150,9 @@ impl Rates {
             messages_by_session: SlidingWindow::new(None, Self::MINUTE_MS),
             messages_by_address: SlidingWindow::new(None, Self::MINUTE_MS),
             channels_by_user: SlidingWindow::new(None, Self::HOUR_MS),
+            dms_by_user: SlidingWindow::new(None, Self::HOUR_MS),
+            dms_by_session: SlidingWindow::new(None, Self::HOUR_MS),
+            dms_by_address: SlidingWindow::new(None, Self::HOUR_MS),
             auth_by_address: SlidingWindow::new(None, Self::MINUTE_MS),
             auth_by_account: SlidingWindow::new(None, Self::MINUTE_MS),
         };
@@ -163,6 +169,9 @@ impl Rates {
         self.messages_by_session.set_limit(settings.messages_per_minute);
         self.messages_by_address.set_limit(settings.messages_per_minute.map(|limit| limit.saturating_mul(sessions)));
         self.channels_by_user.set_limit(settings.channels_per_hour);
+        self.dms_by_user.set_limit(settings.dms_per_hour);
+        self.dms_by_session.set_limit(settings.dms_per_hour);
+        self.dms_by_address.set_limit(settings.dms_per_hour.map(|limit| limit.saturating_mul(sessions)));
         self.auth_by_address.set_limit(settings.auth_attempts_per_minute);
         self.auth_by_account.set_limit(settings.auth_attempts_per_minute);
     }

@@ -179,15 +179,19 @@ impl Shard {
     /// Subscribes to a place that the session is not subscribed to yet.
     pub fn subscribe_channel(&mut self, key: SessionKey, channel: ChannelId, spelling: Spelling) {
         self.clients.session(key).busy().channels.push(channel);
-        self.topics.subscribe_channel(channel, Listener { key, spelling }, self.metrics.global());
+        let (metrics, is_dm) = (self.metrics.global(), self.channels.is_dm(channel));
+        self.topics.subscribe_channel(channel, Listener { key, spelling }, || match is_dm {
+            true => metrics.dm_topic(),
+            false => metrics.channel_topic(channel.0),
+        });
         self.count_subscriber(channel, 1);
     }
 
     /// Ends a subscription, if there is one.
     pub fn unsubscribe_channel(&mut self, key: SessionKey, channel: ChannelId) {
-        let subscribed = &mut self.clients.session(key).busy().channels;
-        let Some(place) = subscribed.iter().position(|known| *known == channel) else { return };
-        subscribed.swap_remove(place);
+        let session = self.clients.session(key);
+        let Some(place) = session.channels().iter().position(|known| *known == channel) else { return };
+        session.busy().channels.swap_remove(place);
         self.topics.unsubscribe_channel(channel, key);
         self.count_subscriber(channel, -1);
     }
@@ -204,14 +208,19 @@ impl Shard {
         let session = self.clients.session(key);
         let spelling = session.spelling(thread.channel);
         session.busy().threads.push(thread);
-        self.topics.subscribe_thread(thread, Listener { key, spelling }, self.metrics.global(), self.now.mono);
+        let ThreadSubscription { root, channel } = thread;
+        let (metrics, is_dm) = (self.metrics.global(), self.channels.is_dm(channel));
+        self.topics.subscribe_thread(root, Listener { key, spelling }, || match is_dm {
+            true => metrics.dm_thread_topic(),
+            false => metrics.thread_topic(channel.0, root.0, self.now.mono),
+        });
     }
 
     /// Ends a subscription, if there is one.
     pub fn unsubscribe_thread(&mut self, key: SessionKey, root: MessageId) {
-        let followed = &mut self.clients.session(key).busy().threads;
-        let Some(place) = followed.iter().position(|thread| thread.root == root) else { return };
-        followed.swap_remove(place);
+        let session = self.clients.session(key);
+        let Some(place) = session.threads().iter().position(|thread| thread.root == root) else { return };
+        session.busy().threads.swap_remove(place);
         self.topics.unsubscribe_thread(root, key);
     }
 

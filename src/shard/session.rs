@@ -9,10 +9,11 @@ use super::refusals::Refusals;
 use super::request::Request;
 use super::topics::Spelling;
 use super::{Continuation, Person};
-use crate::ids::{ChannelId, MessageId, SessionId, UserId};
+use crate::ids::{ChannelId, InviteId, MessageId, SessionId, UserId};
+use crate::limits::KEYS_ASKED_REMEMBERED;
 use crate::net::Admission;
 use crate::profile::tasks::Entry;
-use crate::store::{Actor, FLAG_ADMIN, Name};
+use crate::store::{Actor, FLAG_ADMIN, Name, Participant, Viewer};
 use crate::wire::ErrorCode;
 use crate::wire::frame::PeerVersion;
 
@@ -28,6 +29,7 @@ pub struct Session {
     pub admission: Admission,
     pub version: PeerVersion,
     pub nickname: Option<Name>,
+    /// Changed by [`super::Shard::set_account`] only, because what the session may follow depends on it.
     pub account: Option<SignedIn>,
     /// The place joined, and how the client names it.
     pub joined: Option<(ChannelId, Spelling)>,
@@ -44,6 +46,8 @@ pub struct Session {
     pub hung_up: bool,
     /// Monotonic milliseconds of the last whole frame.
     pub last_frame_at: u64,
+    /// It is, or asked to be, a side of a direct message as a visitor: the store must hear when it ends.
+    pub visits_dms: bool,
     /// The last broadcast delivered: an audience that is a union meets each session once.
     pub visited: u64,
     busy: Option<Box<Busy>>,
@@ -176,6 +180,10 @@ pub struct Busy {
     /// A registered nickname was asked about before this session had a name: the sign of a client that believes it is
     /// still signed in (BEHAVIOUR.md 1.5).
     pub believes_signed_in: Belief,
+    /// A public key came from this session since it signed in: it can read encrypted conversations (BEHAVIOUR.md 4.9).
+    pub has_provided_key: bool,
+    /// Invitations that this session was asked for a key for; it is asked once.
+    keys_asked: Vec<InviteId>,
 }
 
 /// A thread somebody follows.
@@ -215,6 +223,7 @@ impl Session {
             paused: false,
             hung_up: false,
             last_frame_at: now,
+            visits_dms: false,
             visited: 0,
             busy: None,
         }
@@ -260,6 +269,39 @@ impl Session {
             flags: self.flags(),
             joined: self.joined.map(|(channel, _)| channel),
         })
+    }
+
+    /// Who looks (BEHAVIOUR.md 4.7).
+    #[must_use]
+    pub fn viewer(&self) -> Viewer {
+        Viewer { user: self.user(), session: self.id, is_admin: self.is_admin() }
+    }
+
+    /// As a side of a direct message. Without a nickname it is one of none.
+    #[must_use]
+    pub fn participant(&self) -> Participant {
+        let session = self.account.is_none().then_some(self.id);
+        let nickname = self.nickname.clone().unwrap_or_else(|| Name::from(&b""[..]));
+        Participant { user: self.user(), session, nickname }
+    }
+
+    /// See [`Busy::has_provided_key`].
+    #[must_use]
+    pub fn has_provided_key(&self) -> bool {
+        self.busy.as_ref().is_some_and(|busy| busy.has_provided_key)
+    }
+
+    /// Whether a key may be asked for on account of this invitation: that happens once.
+    pub fn ask_for_key(&mut self, invite: InviteId) -> bool {
+        let asked = &mut self.busy().keys_asked;
+        if asked.contains(&invite) {
+            return false;
+        }
+        if asked.len() == KEYS_ASKED_REMEMBERED {
+            asked.remove(0);
+        }
+        asked.push(invite);
+        true
     }
 
     /// Who acts, once there is a nickname.

@@ -27,6 +27,8 @@ pub struct ChatSettings {
     pub messages_per_minute: Option<u32>,
     /// Per user, channels and subchannels together.
     pub channels_per_hour: Option<u32>,
+    /// New direct messages per initiator: a user, or session and address of a visitor.
+    pub dms_per_hour: Option<u32>,
     /// Per address and per account.
     pub auth_attempts_per_minute: Option<u32>,
     /// Exact nicknames (BEHAVIOUR.md 5.1).

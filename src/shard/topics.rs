@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
-use super::session::{SessionKey, ThreadSubscription};
+use super::session::SessionKey;
 use crate::ids::{ChannelId, MessageId};
-use crate::metrics::{Metrics, TopicMetrics};
+use crate::metrics::TopicMetrics;
 
 /// How a session names a subchannel (BEHAVIOUR.md 2.11). Other places have one spelling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -71,16 +71,15 @@ impl Topics {
         self.joined.get(&channel).map_or(&[], Vec::as_slice)
     }
 
-    /// Adds a session that is not subscribed yet; for one that is, see [`Self::respell`].
-    pub fn subscribe_channel(&mut self, channel: ChannelId, listener: Listener, metrics: &Metrics) {
-        subscribe(&mut self.channels, channel, listener, || metrics.channel_topic(channel.0));
+    /// Adds a session that is not subscribed yet; for one that is, see [`Self::respell`]. `series` is asked for when the
+    /// topic is new.
+    pub fn subscribe_channel(&mut self, channel: ChannelId, listener: Listener, series: impl Series) {
+        subscribe(&mut self.channels, channel, listener, series);
     }
 
-    /// Adds a session that does not follow the thread yet. `now` in monotonic milliseconds.
-    pub fn subscribe_thread(&mut self, thread: ThreadSubscription, listener: Listener, metrics: &Metrics, now: u64) {
-        subscribe(&mut self.threads, thread.root, listener, || {
-            metrics.thread_topic(thread.channel.0, thread.root.0, now)
-        });
+    /// Adds a session that does not follow the thread yet; `series` as above.
+    pub fn subscribe_thread(&mut self, root: MessageId, listener: Listener, series: impl Series) {
+        subscribe(&mut self.threads, root, listener, series);
     }
 
     pub fn unsubscribe_channel(&mut self, channel: ChannelId, key: SessionKey) {
@@ -117,11 +116,16 @@ impl Topics {
     }
 }
 
+/// Finds what operators see of a new topic.
+pub trait Series: FnOnce() -> Arc<TopicMetrics> {}
+
+impl<F: FnOnce() -> Arc<TopicMetrics>> Series for F {}
+
 fn subscribe<K: Hash + Eq>(
     topics: &mut HashMap<K, Topic, RandomState>,
     topic: K,
     listener: Listener,
-    series: impl FnOnce() -> Arc<TopicMetrics>,
+    series: impl Series,
 ) {
     let topic = topics.entry(topic).or_insert_with(|| Topic { listeners: Vec::new(), series: series() });
     topic.listeners.push(listener);

@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 
-use super::types::{Actor, Channel, ChannelType, Message, Name};
-use crate::ids::{ChannelId, MessageId, UserId};
+use super::dm::{Dm, DmLeft, Invite, PublicKey};
+use super::types::{Actor, Channel, ChannelType, Message, Name, Participant};
+use crate::ids::{ChannelId, InviteId, MessageId, SessionId, UserId};
 
 /// A write. Session rules are already checked; what depends on stored state is checked by the writer, in commit order.
 #[derive(Debug)]
@@ -26,6 +27,18 @@ pub enum Command {
     SetPassword { user: UserId, password_hash: Option<Box<str>> },
     /// BEHAVIOUR.md 7; `at` in milliseconds, already clamped to now. Never goes back.
     UpdateReadState { user: UserId, channel: ChannelId, at: i64 },
+    /// BEHAVIOUR.md 4.2, from step 3 on.
+    StartDm { initiator: Participant, target: Participant, allow_unencrypted: bool },
+    /// BEHAVIOUR.md 4.3.
+    ProvideKey { user: UserId, key: PublicKey },
+    /// BEHAVIOUR.md 4.4.
+    AcceptDm { invite: InviteId, by: Participant },
+    /// BEHAVIOUR.md 4.5.
+    DeclineDm { invite: InviteId, by: Participant },
+    /// BEHAVIOUR.md 4.6.
+    LeaveDm { channel: ChannelId, leaver: Participant },
+    /// BEHAVIOUR.md 4.8: this session is over, and with it what it did in direct messages as a visitor.
+    ForgetVisitor { session: SessionId },
 }
 
 /// What CREATE_CHANNEL and CREATE_SUBCHANNEL store.
@@ -84,6 +97,34 @@ pub enum Event {
         user: UserId,
     },
     ReadStateUpdated,
+    /// A conversation is there. One that was there before (`is_new` false) is told to nobody but whoever asked.
+    DmOpened {
+        dm: Box<Dm>,
+        is_new: bool,
+    },
+    /// An invitation is open. A repeated one is not always told to its target again.
+    DmInvited {
+        invite: Box<Invite>,
+        is_told: bool,
+    },
+    /// The invitation asks for encryption, and whoever accepts it has no key. Nothing was stored.
+    DmNeedsKey {
+        invite: Box<Invite>,
+    },
+    DmDeclined {
+        invite: Box<Invite>,
+    },
+    DmLeft(Box<DmLeft>),
+    /// Invitations that the key completed, and the account's other encrypted conversations.
+    KeyProvided {
+        user: UserId,
+        opened: Vec<Dm>,
+        others: Vec<Dm>,
+        is_changed: bool,
+    },
+    VisitorForgotten {
+        left: Vec<DmLeft>,
+    },
 }
 
 /// Why a write was not done. Nothing of it is stored.
@@ -108,6 +149,12 @@ pub enum Refusal {
     NicknameTaken,
     UserNotFound,
     NoSshKeys,
+    /// The initiator has no key and does not want to do without.
+    KeyRequired,
+    InviteNotFound,
+    NotInvited,
+    /// The initiator has [`crate::limits::OPEN_INVITES_MAX`] invitations open.
+    TooManyInvites,
     /// The storage failed: ERROR 9001.
     Database,
 }

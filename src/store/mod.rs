@@ -9,6 +9,7 @@
 //! `store` knows neither sessions nor wire types: a [`Ticket`] says where an outcome belongs, and means nothing here.
 
 pub mod command;
+pub mod dm;
 pub mod query;
 pub mod sqlite;
 pub mod types;
@@ -16,6 +17,7 @@ pub mod types;
 use std::sync::Arc;
 
 pub use command::{Command, Event, Refusal};
+pub use dm::{Dm, DmFound, DmLeft, DmOverview, DmSide, EncryptionStatus, Invite, PublicKey, Viewer};
 pub use query::{Answer, Query};
 pub use types::*;
 

@@ -1,16 +1,17 @@
 //! Every read and its answer, as values.
 
-use super::types::{Account, Ban, Message, Name};
+use super::dm::{DmFound, DmOverview, Viewer};
+use super::types::{Account, Ban, Message, Name, Participant};
 use crate::ids::{ChannelId, MessageId, UserId};
 
 /// A read.
 #[derive(Debug, Clone)]
 pub enum Query {
     /// BEHAVIOUR.md 2.12: root messages of a place, strictly by id.
-    Roots { channel: ChannelId, cursor: Cursor, limit: u16 },
+    Roots { viewer: Viewer, channel: ChannelId, cursor: Cursor, limit: u16 },
     /// BEHAVIOUR.md 2.12: all descendants of `parent`, depth first, siblings ascending. Empty when `parent` is not in
     /// `channel`.
-    Thread { channel: ChannelId, parent: MessageId, cursor: Cursor, limit: u16 },
+    Thread { viewer: Viewer, channel: ChannelId, parent: MessageId, cursor: Cursor, limit: u16 },
     /// The thread a message belongs to.
     ThreadOf { message: MessageId },
     /// An account by nickname or alias, and the ban that refuses it or the bare name.
@@ -19,8 +20,13 @@ pub enum Query {
     AccountById { user: UserId },
     /// All accounts sorted by nickname (bytes), at most `limit`.
     Accounts { limit: u16 },
-    /// BEHAVIOUR.md 7. `since` in milliseconds; `None` = the account's stored read mark. Messages of `user` are left out.
-    Unread { user: Option<UserId>, since: Option<i64>, targets: Vec<UnreadTarget> },
+    /// BEHAVIOUR.md 7. `since` in milliseconds; `None` = the account's stored read mark. Messages of the
+    /// account are left out.
+    Unread { viewer: Viewer, since: Option<i64>, targets: Vec<UnreadTarget> },
+    /// The conversation between two, and whether the first has a key.
+    Dm { viewer: Viewer, other: Participant },
+    /// BEHAVIOUR.md 4.9: what an account finds when it signs in.
+    Dms { user: UserId },
 }
 
 /// Which part of a list is asked for; with both cursors `before` wins, so there is one.
@@ -56,6 +62,11 @@ pub enum Answer {
     Accounts(Vec<Account>),
     /// One count per target, in order.
     Unread(Vec<u32>),
+    Dm {
+        found: Option<DmFound>,
+        has_key: bool,
+    },
+    Dms(Box<DmOverview>),
     /// The storage failed: ERROR 9001.
     Failed,
 }

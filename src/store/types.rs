@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::dm::Viewer;
 use crate::ids::{ChannelId, MessageId, SessionId, UserId};
 
 /// A name that is kept or shown: cheap to clone and to share between shards.
@@ -68,8 +69,9 @@ pub struct Channel {
 pub struct Participant {
     /// The account, or `None` for a visitor.
     pub user: Option<UserId>,
-    /// The visitor's database session id (BEHAVIOUR.md 4.1).
-    pub session: Option<i64>,
+    /// The visitor's session; `None` for an account, and for a visitor of an earlier run of the server.
+    pub session: Option<SessionId>,
+    /// Without prefix sign, as it was when they came in.
     pub nickname: Name,
 }
 
@@ -90,6 +92,11 @@ impl Actor {
     #[must_use]
     pub fn is_admin(&self) -> bool {
         self.user.is_some() && self.flags & FLAG_ADMIN != 0
+    }
+
+    #[must_use]
+    pub fn viewer(&self) -> Viewer {
+        Viewer { user: self.user, session: self.session, is_admin: self.is_admin() }
     }
 }
 

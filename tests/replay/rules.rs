@@ -30,6 +30,8 @@ const RULES: &[Rule] = &[
     // What ours sends once.
     Rule { id: "D-35a", rewrite: Rewrite::Group(change_answered_once) },
     Rule { id: "D-35b", rewrite: Rewrite::Group(left_once) },
+    Rule { id: "D-28", rewrite: Rewrite::Group(closing_the_laptop_leaves_no_dm) },
+    Rule { id: "4.6", rewrite: Rewrite::Group(nothing_of_a_dm_left_for_good) },
     // Order. After the doubles, whose copies stand before the answer.
     Rule { id: "2.3", rewrite: Rewrite::Group(registration_answered_first) },
     Rule { id: "2.6", rewrite: Rewrite::Group(join_answered_first) },
@@ -42,6 +44,7 @@ const RULES: &[Rule] = &[
     Rule { id: "2.11", rewrite: Rewrite::Group(foreign_subchannel_cannot_be_joined) },
     Rule { id: "D-05", rewrite: Rewrite::Group(channel_name_is_taken) },
     // Lists.
+    Rule { id: "D-01", rewrite: Rewrite::Group(dms_are_for_their_participants) },
     Rule { id: "D-02", rewrite: Rewrite::Group(newest_roots_first) },
     Rule { id: "D-03", rewrite: Rewrite::Group(thread_after_a_reply_is_whole) },
     Rule { id: "2.12", rewrite: Rewrite::Group(all_replies_count) },
@@ -167,6 +170,28 @@ fn left_once(_: &World, group: &mut Vec<Item>) {
             first
         }
         _ => true,
+    });
+}
+
+fn closing_the_laptop_leaves_no_dm(_: &World, group: &mut Vec<Item>) {
+    let leaves = requests(group, &["LEAVE_CHANNEL"]).next().is_some();
+    let is_account =
+        |item: &Item| item.named("DM_PARTICIPANT_LEFT").is_some_and(|frame| !frame.fields["user_id"].is_null());
+    group.retain(|item| leaves || !is_account(item));
+}
+
+fn nothing_of_a_dm_left_for_good(world: &World, group: &mut Vec<Item>) {
+    group.retain(|item| {
+        let place = item.named("CHANNEL_PRESENCE").and_then(|frame| world.place(&frame.fields));
+        place.is_none_or(|place| !world.is_foreign_dm(place, item.conn))
+    });
+}
+
+fn dms_are_for_their_participants(world: &World, group: &mut Vec<Item>) {
+    answers(world, group, "MESSAGE_LIST", |item, conn, _, fields| {
+        if world.place(fields).is_some_and(|place| world.is_foreign_dm(place, conn)) {
+            error(item, 3000, "Not a participant in this DM");
+        }
     });
 }
 
@@ -296,13 +321,17 @@ fn relist(world: &World, group: &mut [Item], concerned: impl Fn(&Fields) -> bool
     });
 }
 
-/// Prefers the recorded copy of a message to the one put together: only which messages are listed is rewritten.
+/// Prefers the recorded copy of a message to the one put together: only which messages are listed is rewritten. What the
+/// server itself wrote is known from the recorded list only, and stays the newest: those who are alone write no more.
 fn keep_recorded(messages: Value, recorded: &Value) -> Value {
     let same = |message: &Value| {
         let mut copies = recorded.as_array().into_iter().flatten();
         copies.find(|copy| copy["message_id"] == message["message_id"]).cloned()
     };
-    messages.as_array().into_iter().flatten().map(|message| same(message).unwrap_or_else(|| message.clone())).collect()
+    let by_server = |message: &&Value| message["author_nickname"] == "" && message["author_user_id"].is_null();
+    let lines = recorded.as_array().into_iter().flatten().rev().filter(by_server).cloned();
+    let posts = messages.as_array().into_iter().flatten();
+    lines.chain(posts.map(|message| same(message).unwrap_or_else(|| message.clone()))).collect()
 }
 
 fn newest_roots_first(world: &World, group: &mut Vec<Item>) {

@@ -27,6 +27,8 @@ pub struct World {
     pub messages: BTreeMap<u64, Post>,
     /// Subchannel to parent.
     parents: BTreeMap<Place, Place>,
+    /// Direct messages by channel, with the connections that were told of each and are still in it.
+    dms: BTreeMap<Place, BTreeSet<u32>>,
     /// Public channels by id, as CHANNEL_LIST shows them.
     pub channels: BTreeMap<Place, Fields>,
     /// Read marks in milliseconds, by account and place.
@@ -96,6 +98,11 @@ impl World {
 
     pub fn has_subchannels(&self, place: Place) -> bool {
         self.parents.values().any(|parent| *parent == place)
+    }
+
+    /// The place is a direct message that this connection takes no part in.
+    pub fn is_foreign_dm(&self, place: Place, conn: u32) -> bool {
+        self.dms.get(&place).is_some_and(|inside| !inside.contains(&conn))
     }
 
     pub fn takes_a_channel_name(&self, name: &str) -> bool {
@@ -266,7 +273,12 @@ impl World {
                 session.user_flags = frame.fields["user_flags"].as_u64().unwrap_or(0);
             }
             ("JOIN_RESPONSE", _) if ok => session.joined = place,
-            ("LEAVE_RESPONSE", _) if ok => session.joined = None,
+            ("LEAVE_RESPONSE", _) if ok => {
+                let left = session.joined.take().filter(|_| asked.get("permanent") == Some(&json!(true)));
+                if let Some(inside) = left.and_then(|place| self.dms.get_mut(&place)) {
+                    inside.remove(&conn);
+                }
+            }
             ("SUBSCRIBE_OK", "SUBSCRIBE_CHANNEL") => session.subscribed.extend(place),
             ("SUBSCRIBE_OK", "UNSUBSCRIBE_CHANNEL") => session.subscribed.retain(|kept| Some(*kept) != place),
             ("MESSAGE_POSTED", _) if ok => self.posted(conn, &asked, &frame.fields),
@@ -297,6 +309,10 @@ impl World {
         let ok = fields.get("success") == Some(&json!(true));
         match frame.name.as_str() {
             "SERVER_PRESENCE" => self.presence(conn, fields),
+            "DM_READY" => {
+                let inside = number(fields, "channel_id").map(|channel| self.dms.entry(channel).or_default());
+                inside.map(|inside| inside.insert(conn));
+            }
             "CHANNEL_CREATED" if ok => {
                 let name = json!({ "name": fields["name"] });
                 self.channels.extend(number(fields, "channel_id").map(|id| (id, object(name))));

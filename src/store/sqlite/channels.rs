@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, Row, params};
 
 use super::row::{self, FOREIGN_KEY, Failure, Text, UNIQUE};
+use super::visitors::SessionIds;
 use super::writer::Scope;
 use crate::ids::{ChannelId, UserId};
 use crate::store::command::NewChannel;
@@ -60,39 +61,53 @@ fn as_stored(id: ChannelId, new: &NewChannel) -> Channel {
     }
 }
 
+macro_rules! channels {
+    ($rest:literal) => {
+        concat!(
+            "SELECT id, name, display_name, description, channel_type, message_retention_hours, created_by, parent_id,
+                    is_dm
+             FROM Channel AS c
+             WHERE (is_dm <> 0 OR is_private = 0)
+               AND (is_dm = 0 OR EXISTS (SELECT 1 FROM ChannelParticipant WHERE channel_id = c.id))
+               AND (parent_id IS NULL OR EXISTS (SELECT 1 FROM Channel AS above WHERE above.id = c.parent_id)) ",
+            $rest
+        )
+    };
+}
+
+macro_rules! participants {
+    ($rest:literal) => {
+        concat!("SELECT channel_id, user_id, session_id, nickname FROM ChannelParticipant ", $rest)
+    };
+}
+
 /// Every channel, subchannel and DM with its participants. Subchannels whose parent is missing are left out, and so are
-/// private channels that are no DMs: there is no rule that says who may see them.
-pub(super) fn load(conn: &Connection) -> rusqlite::Result<Table> {
-    let mut participants = load_participants(conn)?;
-    let rows = row::all(
-        conn,
-        "SELECT id, name, display_name, description, channel_type, message_retention_hours, created_by, parent_id, is_dm
-         FROM Channel AS c
-         WHERE (is_dm <> 0 OR is_private = 0)
-           AND (parent_id IS NULL OR EXISTS (SELECT 1 FROM Channel AS above WHERE above.id = c.parent_id))
-         ORDER BY id",
-        [],
-        |row| channel(row, &mut participants),
-    )?;
+/// DMs without anybody in them, and private channels that are no DMs: there is no rule that says who may see them.
+pub(super) fn load(conn: &Connection, sessions: SessionIds) -> rusqlite::Result<Table> {
+    let mut participants = Participants::new();
+    for (channel, participant) in row::all(conn, participants!("ORDER BY id"), [], |row| participant(sessions, row))? {
+        participants.entry(channel).or_default().push(participant);
+    }
+    let rows = row::all(conn, channels!("ORDER BY id"), [], |row| channel(row, &mut participants))?;
     Ok(rows.into_iter().map(|channel| (channel.id, channel)).collect())
+}
+
+/// One of them.
+pub(super) fn find(conn: &Connection, sessions: SessionIds, id: ChannelId) -> rusqlite::Result<Option<Channel>> {
+    let inside = row::all(conn, participants!("WHERE channel_id = ?1 ORDER BY id"), [id.as_sql()], |row| {
+        participant(sessions, row)
+    })?;
+    let mut participants = Participants::from([(id, inside.into_iter().map(|(_, participant)| participant).collect())]);
+    row::first(conn, channels!("AND c.id = ?1"), [id.as_sql()], |row| channel(row, &mut participants))
 }
 
 type Participants = BTreeMap<ChannelId, Vec<Participant>>;
 
-fn load_participants(conn: &Connection) -> rusqlite::Result<Participants> {
-    let mut by_channel = Participants::new();
-    let mut statement =
-        conn.prepare_cached("SELECT channel_id, user_id, session_id, nickname FROM ChannelParticipant ORDER BY id")?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        let participant = Participant {
-            user: row::id(row, 1, UserId::from_sql)?,
-            session: row::integer(row, 2)?,
-            nickname: row::name(row, 3)?,
-        };
-        by_channel.entry(ChannelId::from_sql(row::number(row, 0)?)).or_default().push(participant);
-    }
-    Ok(by_channel)
+fn participant(sessions: SessionIds, row: &Row<'_>) -> rusqlite::Result<(ChannelId, Participant)> {
+    let user = row::id(row, 1, UserId::from_sql)?;
+    let session = row::integer(row, 2)?.filter(|_| user.is_none()).and_then(|stored| sessions.live(stored));
+    let participant = Participant { user, session, nickname: row::name(row, 3)? };
+    Ok((ChannelId::from_sql(row::number(row, 0)?), participant))
 }
 
 fn channel(row: &Row<'_>, participants: &mut Participants) -> rusqlite::Result<Channel> {

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use rusqlite::{Connection, Row, params};
 
+use super::dm_rows;
 use super::row::{self, FOREIGN_KEY, Failure, Text};
 use super::thread::{self, Bone, Placed};
 use super::writer::Scope;
@@ -25,6 +26,12 @@ pub(super) fn post(
     parent: Option<MessageId>,
     content: &Bytes,
 ) -> Result<Event, Failure> {
+    // What is known to be open to everybody needs no look at the file.
+    if scope.channels.get(&channel).is_none_or(|channel| channel.participants.is_some())
+        && !dm_rows::may_see(scope.conn, scope.sessions, channel, author.viewer())?
+    {
+        return Err(Refusal::NotParticipant.into());
+    }
     let above = parent.map(|parent| root_for_reply(scope.conn, channel, parent)).transpose()?;
     let id = MessageId::from_sql(scope.ids.next(scope.now).ok_or(Refusal::Database)?);
     let thread_root = above.unwrap_or(id);
@@ -57,6 +64,12 @@ pub(super) fn post(
         edited_at: None,
         reply_count: 0,
     }))
+}
+
+/// Who takes part in a DM may act in it; nobody else may, admins included.
+fn admit(scope: &Scope<'_>, dm: ChannelId, actor: &Actor) -> Result<(), Failure> {
+    let takes_part = dm_rows::takes_part(scope.conn, scope.sessions, dm, actor.viewer())?;
+    if takes_part { Ok(()) } else { Err(Refusal::NotParticipant.into()) }
 }
 
 fn live_author(actor: &Actor) -> Author {
@@ -123,7 +136,9 @@ pub(super) fn edit(
     sanitized: &Bytes,
 ) -> Result<Event, Failure> {
     let stored = find(scope.conn, id)?.ok_or(Refusal::MessageNotFound)?;
-    stored.admit(scope.conn, editor)?;
+    if stored.is_dm {
+        admit(scope, stored.channel, editor)?;
+    }
     if stored.author.is_none() {
         return Err(Refusal::AnonymousMessage.into());
     }
@@ -159,7 +174,9 @@ pub(super) fn edit(
 /// The order of the checks is that of BEHAVIOUR.md 2.15.
 pub(super) fn delete(scope: &mut Scope<'_>, actor: &Actor, id: MessageId) -> Result<Event, Failure> {
     let stored = find(scope.conn, id)?.ok_or(Refusal::MessageNotFound)?;
-    stored.admit(scope.conn, actor)?;
+    if stored.is_dm {
+        admit(scope, stored.channel, actor)?;
+    }
     if stored.is_deleted {
         return Err(Refusal::AlreadyDeleted.into());
     }
@@ -229,19 +246,6 @@ fn find(conn: &Connection, id: MessageId) -> rusqlite::Result<Option<Stored>> {
 }
 
 impl Stored {
-    /// Who takes part in a DM may act in it; nobody else may, admins included.
-    fn admit(&self, conn: &Connection, actor: &Actor) -> Result<(), Failure> {
-        let takes_part = !self.is_dm
-            || row::exists(
-                conn,
-                "SELECT 1 FROM ChannelParticipant
-                 WHERE channel_id = ?1
-                   AND CASE WHEN ?2 IS NULL THEN user_id IS NULL AND nickname = ?3 ELSE user_id = ?2 END",
-                params![self.channel.as_sql(), actor.user.map(UserId::as_sql), Text(&actor.nickname)],
-            )?;
-        if takes_part { Ok(()) } else { Err(Refusal::NotParticipant.into()) }
-    }
-
     /// A visitor's message belongs to the session that wrote it and, outside DMs, to whoever has its name and address.
     fn is_own(&self, scope: &Scope<'_>, actor: &Actor) -> bool {
         if let Some(author) = self.author {

@@ -70,6 +70,7 @@ pub const OWN: &[Migration] = series! { "migrations/own/":
     7 "message_versions"  "0007_message_versions.sql"  ["scd_message_versions"]
     8 "nickname_nocase"   "0008_nickname_nocase.sql"   ["scd_user_nickname_nocase", "scd_login_alias_nocase"]
     9 "probe"             "0009_probe.sql"             ["scd_probe"]
+   10 "direct_messages"   "0010_direct_messages.sql"   ["scd_dm_invite", "scd_dm_former", "scd_dm_former_channel", "scd_dm_former_user"]
 };
 
 /// Which of the two series a migration belongs to, and with that, where it is recorded.

@@ -7,6 +7,8 @@
 pub mod backup;
 mod bans;
 mod channels;
+mod dm_rows;
+mod dms;
 mod fault;
 pub mod lock;
 mod maintenance;
@@ -45,6 +47,7 @@ use self::maintenance::Maintenance;
 use self::open::{OpenError, Opened, open_reader};
 use self::queue::{Queue, Taken};
 use self::reader::Reader;
+use self::visitors::SessionIds;
 use self::writer::{Inputs, Job, Order, Task, Writer};
 use super::{Busy, Channel, Deliver, Query, Store, Submission, Ticket};
 use crate::limits::{READER_QUEUE_MAX, WRITER_QUEUE_MAX};
@@ -146,7 +149,7 @@ pub enum ProbeError {
 /// # Errors
 /// Those of SQLite.
 pub fn load_channels(conn: &Connection) -> rusqlite::Result<Vec<Channel>> {
-    channels::load(conn).map(|table| table.into_values().collect())
+    channels::load(conn, SessionIds::NONE).map(|table| table.into_values().collect())
 }
 
 /// The store that serves an opened file.
@@ -175,6 +178,7 @@ impl SqliteStore {
         let Parts { readers, retention, channels, deliver, clock, observe, on_writer_exit } = parts;
         let failed = |source| StartError::Sqlite { path: path.clone(), source };
         let origin = open::origin(&writer).map_err(failed)?;
+        let sessions = SessionIds::new(&writer, clock.wall_ms()).map_err(failed)?;
         let (ending, ended) = sync_channel(0);
         let (maintenance, stop) = sync_channel(0);
         let store = Self {
@@ -192,6 +196,7 @@ impl SqliteStore {
                 clock: clock.clone(),
                 observe: observe.clone(),
                 repaired: repaired.clone(),
+                sessions,
                 log: Throttle::default(),
             };
             store.spawn(format!("scd-reader-{number}"), ending.clone(), move || reader.run())?;
@@ -206,9 +211,10 @@ impl SqliteStore {
             repaired,
             retention,
             origin,
+            sessions,
             checkpoints,
         };
-        let inputs = Inputs { checkpoints, queue: store.writes.clone(), channels, deliver, clock, observe };
+        let inputs = Inputs { checkpoints, queue: store.writes.clone(), channels, sessions, deliver, clock, observe };
         let writer = Writer::new(writer, lock, &path, inputs).map_err(failed)?;
         let exit = WriterExit {
             queue: store.writes.clone(),

@@ -10,8 +10,11 @@ use rusqlite::Connection;
 
 use super::fault::{Fault, Throttle, forget_damage};
 use super::queue::{Queue, Taken};
-use super::{Clock, Observe, messages, read_state, users};
-use crate::store::{Answer, Deliver, Query, Ticket};
+use super::visitors::SessionIds;
+use super::{Clock, Observe, dm_rows, messages, read_state, users};
+use crate::ids::ChannelId;
+use crate::store::query::UnreadTarget;
+use crate::store::{Answer, Deliver, Message, Query, Ticket, Viewer};
 
 pub(super) struct Reader {
     pub(super) conn: Connection,
@@ -21,6 +24,7 @@ pub(super) struct Reader {
     pub(super) observe: Arc<dyn Observe>,
     /// Every message knows its thread root, so indexes can be trusted with threads.
     pub(super) repaired: Arc<AtomicBool>,
+    pub(super) sessions: SessionIds,
     pub(super) log: Throttle,
 }
 
@@ -55,7 +59,8 @@ impl Reader {
 
     fn read(&self, query: &Query) -> rusqlite::Result<Answer> {
         let snapshot = self.conn.unchecked_transaction()?;
-        read(&snapshot, query, self.repaired.load(Ordering::Acquire), self.clock.wall_ms())
+        let view = View { conn: &snapshot, sessions: self.sessions, repaired: self.repaired.load(Ordering::Acquire) };
+        read(view, query, self.clock.wall_ms())
     }
 
     fn report(&mut self, query: &Query, error: &rusqlite::Error) {
@@ -69,21 +74,53 @@ impl Reader {
     }
 }
 
-fn read(conn: &Connection, query: &Query, repaired: bool, now: i64) -> rusqlite::Result<Answer> {
+/// What a read looks through.
+#[derive(Clone, Copy)]
+struct View<'a> {
+    conn: &'a Connection,
+    sessions: SessionIds,
+    repaired: bool,
+}
+
+impl View<'_> {
+    /// Shards have asked this before; since then somebody may have left a conversation.
+    fn messages(
+        self,
+        viewer: Viewer,
+        channel: ChannelId,
+        read: impl FnOnce() -> rusqlite::Result<Vec<Message>>,
+    ) -> rusqlite::Result<Answer> {
+        let is_open = dm_rows::may_see(self.conn, self.sessions, channel, viewer)?;
+        if is_open { read().map(Answer::Messages) } else { Ok(Answer::Messages(Vec::new())) }
+    }
+
+    fn visible(self, viewer: Viewer, target: UnreadTarget) -> rusqlite::Result<UnreadTarget> {
+        let is_open = |channel| dm_rows::may_see(self.conn, self.sessions, channel, viewer);
+        let channel = target.channel.map_or(Ok(false), is_open)?.then_some(target.channel).flatten();
+        Ok(UnreadTarget { channel, ..target })
+    }
+}
+
+fn read(view: View<'_>, query: &Query, now: i64) -> rusqlite::Result<Answer> {
+    let View { conn, sessions, repaired } = view;
     match query {
-        Query::Roots { channel, cursor, limit } => {
-            messages::roots(conn, repaired, *channel, *cursor, *limit).map(Answer::Messages)
+        Query::Roots { viewer, channel, cursor, limit } => {
+            view.messages(*viewer, *channel, || messages::roots(conn, repaired, *channel, *cursor, *limit))
         }
-        Query::Thread { channel, parent, cursor, limit } => {
-            messages::thread(conn, repaired, *channel, *parent, *cursor, *limit).map(Answer::Messages)
+        Query::Thread { viewer, channel, parent, cursor, limit } => {
+            view.messages(*viewer, *channel, || messages::thread(conn, repaired, *channel, *parent, *cursor, *limit))
         }
         Query::ThreadOf { message } => messages::thread_of(conn, *message).map(Answer::ThreadOf),
         Query::Account { nickname } => users::by_nickname(conn, nickname, now),
         Query::AccountById { user } => users::by_id(conn, *user, now),
         Query::Accounts { limit } => users::list(conn, *limit).map(Answer::Accounts),
-        Query::Unread { user, since, targets } => {
-            read_state::unread(conn, *user, *since, targets, now).map(Answer::Unread)
+        Query::Unread { viewer, since, targets } => {
+            let targets = targets.iter().map(|target| view.visible(*viewer, *target));
+            let targets = targets.collect::<rusqlite::Result<Vec<_>>>()?;
+            read_state::unread(conn, viewer.user, *since, &targets, now).map(Answer::Unread)
         }
+        Query::Dm { viewer, other } => dm_rows::lookup(conn, sessions, *viewer, other),
+        Query::Dms { user } => dm_rows::overview(conn, sessions, *user).map(Box::new).map(Answer::Dms),
     }
 }
 
@@ -97,5 +134,7 @@ fn name(query: &Query) -> &'static str {
         Query::AccountById { .. } => "account_by_id",
         Query::Accounts { .. } => "accounts",
         Query::Unread { .. } => "unread",
+        Query::Dm { .. } => "dm",
+        Query::Dms { .. } => "dms",
     }
 }

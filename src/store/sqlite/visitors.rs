@@ -1,13 +1,53 @@
-//! Which live session wrote a visitor's message (BEHAVIOUR.md 2.15): it may delete it, and so may a later session with
-//! the same nickname from the same address. Kept in memory, for the newest posts only.
+//! Visitors: how the file names their sessions, and which of them wrote a message (BEHAVIOUR.md 2.15): that session may
+//! delete it, and so may a later one with the same nickname from the same address. The latter is kept in memory, for the
+//! newest posts only.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 
 use foldhash::fast::RandomState;
+use rusqlite::Connection;
 
+use super::row;
+use super::snowflake::Snowflake;
 use crate::ids::{MessageId, SessionId};
 use crate::store::Actor;
+
+/// How sessions of this run are numbered in the file (BEHAVIOUR.md 4.1): above every number of an earlier run, so that
+/// nobody is ever taken for a visitor of the past.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SessionIds {
+    base: i64,
+}
+
+impl SessionIds {
+    /// Before there is any session: no number of the file is one of this run.
+    pub(super) const NONE: Self = Self { base: i64::MAX };
+
+    /// Starts above the time, as ids of messages do, and above whatever is in the file.
+    pub(super) fn new(conn: &Connection, now_ms: i64) -> rusqlite::Result<Self> {
+        let newest = row::first(
+            conn,
+            "SELECT max((SELECT coalesce(max(session_id), 0) FROM ChannelParticipant),
+                        (SELECT coalesce(max(initiator_session_id), 0) FROM DMInvite),
+                        (SELECT coalesce(max(target_session_id), 0) FROM DMInvite))",
+            [],
+            |row| row::number(row, 0),
+        )?;
+        let next = Snowflake::above(newest.unwrap_or_default()).next(now_ms);
+        Ok(Self { base: next.unwrap_or(i64::MAX) })
+    }
+
+    /// The number of a live session.
+    pub(super) fn stored(self, session: SessionId) -> i64 {
+        self.base.saturating_add(session.as_sql())
+    }
+
+    /// The session with this number; `None` for one of an earlier run.
+    pub(super) fn live(self, stored: i64) -> Option<SessionId> {
+        stored.checked_sub(self.base).filter(|number| *number > 0).map(SessionId::from_sql)
+    }
+}
 
 pub(super) struct Visitors {
     posts: HashMap<MessageId, Origin, RandomState>,
@@ -50,6 +90,23 @@ impl Visitors {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sessions_of_an_earlier_run_are_nobody_whatever_the_clock_says() {
+        let earlier = SessionIds { base: 1000 };
+        let left_behind = earlier.stored(SessionId(7));
+        assert_eq!(earlier.live(left_behind), Some(SessionId(7)));
+        let conn = Connection::open_in_memory().unwrap();
+        conn.execute_batch(&format!(
+            "CREATE TABLE ChannelParticipant (session_id); INSERT INTO ChannelParticipant VALUES ({left_behind}), (NULL);
+             CREATE TABLE DMInvite (initiator_session_id, target_session_id);"
+        ))
+        .unwrap();
+        let set_back = SessionIds::new(&conn, 0).unwrap();
+        assert_eq!(set_back.live(left_behind), None);
+        assert!(set_back.stored(SessionId(1)) > left_behind);
+        assert_eq!(SessionIds::NONE.live(left_behind), None);
+    }
 
     fn visitor(session: u64, address: &str) -> Actor {
         Actor {

@@ -20,10 +20,10 @@ use super::open::Checkpoints;
 use super::queue::{Queue, Taken};
 use super::row::{self, Failure};
 use super::snowflake::Snowflake;
-use super::visitors::Visitors;
-use super::{Clock, Observe, read_state, users};
+use super::visitors::{SessionIds, Visitors};
+use super::{Clock, Observe, dms, read_state, users};
 use crate::limits::{VISITOR_POSTS_REMEMBERED, WRITER_BATCH_MAX};
-use crate::store::{Actor, Batch, Channel, Command, Deliver, Event, Outcome, Refusal, Submission};
+use crate::store::{Actor, Batch, Channel, Command, Deliver, DmLeft, Event, Outcome, Refusal, Submission};
 
 /// How often the file is asked whether another program changed it.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -66,6 +66,9 @@ pub(super) struct Scope<'a> {
     pub(super) now: i64,
     pub(super) ids: &'a mut Snowflake,
     pub(super) visitors: &'a Visitors,
+    pub(super) sessions: SessionIds,
+    /// The channels as they were before this transaction.
+    pub(super) channels: &'a Table,
 }
 
 pub(super) struct Writer {
@@ -80,6 +83,7 @@ pub(super) struct Writer {
     observe: Arc<dyn Observe>,
     ids: Snowflake,
     visitors: Visitors,
+    sessions: SessionIds,
     /// The channels as shards know them.
     channels: Table,
     data_version: Option<i64>,
@@ -106,6 +110,7 @@ pub(super) struct Inputs {
     pub(super) checkpoints: Checkpoints,
     pub(super) queue: Arc<Queue<Order>>,
     pub(super) channels: Vec<Channel>,
+    pub(super) sessions: SessionIds,
     pub(super) deliver: Arc<dyn Deliver>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) observe: Arc<dyn Observe>,
@@ -113,7 +118,7 @@ pub(super) struct Inputs {
 
 impl Writer {
     pub(super) fn new(conn: Connection, lock: DatabaseLock, path: &Path, inputs: Inputs) -> rusqlite::Result<Self> {
-        let Inputs { checkpoints, queue, channels, deliver, clock, observe } = inputs;
+        let Inputs { checkpoints, queue, channels, sessions, deliver, clock, observe } = inputs;
         Ok(Self {
             ids: Snowflake::above(messages::newest_id(&conn)?),
             conn,
@@ -126,6 +131,7 @@ impl Writer {
             clock,
             observe,
             visitors: Visitors::new(VISITOR_POSTS_REMEMBERED),
+            sessions,
             channels: channels.into_iter().map(|channel| (channel.id, channel)).collect(),
             data_version: None,
             log: Throttle::default(),
@@ -269,7 +275,14 @@ impl Writer {
 
     fn perform(&mut self, job: &Job) -> Result<Done, Failure> {
         let now = self.clock.wall_ms();
-        let scope = &mut Scope { conn: &self.conn, now, ids: &mut self.ids, visitors: &self.visitors };
+        let scope = &mut Scope {
+            conn: &self.conn,
+            now,
+            ids: &mut self.ids,
+            visitors: &self.visitors,
+            sessions: self.sessions,
+            channels: &self.channels,
+        };
         match job {
             Job::Command(submission) => perform(scope, &submission.command).map(Done::Event),
             Job::Task(task) => Ok((task.work)(scope.conn, now).map(Done::Rows)?),
@@ -280,15 +293,12 @@ impl Writer {
     fn remember(&mut self, jobs: &[Job], results: &Results) {
         for (job, result) in jobs.iter().zip(results) {
             let (Job::Command(Submission { command, .. }), Ok(Done::Event(event))) = (job, result) else { continue };
-            match (command, event) {
-                (Command::Post { author: author @ Actor { user: None, .. }, .. }, Event::Posted(message)) => {
-                    self.visitors.remember(message.id, author);
-                }
-                (_, Event::ChannelCreated(channel)) => {
-                    self.channels.insert(channel.id, channel.clone());
-                }
-                _ => (),
+            if let (Command::Post { author: author @ Actor { user: None, .. }, .. }, Event::Posted(message)) =
+                (command, event)
+            {
+                self.visitors.remember(message.id, author);
             }
+            remember_channels(&mut self.channels, event);
         }
     }
 
@@ -329,7 +339,7 @@ impl Writer {
         if version == self.data_version {
             return Ok(());
         }
-        let found = channels::load(&self.conn)?;
+        let found = channels::load(&self.conn, self.sessions)?;
         self.ids.rise_above(messages::newest_id(&self.conn)?);
         let events = channels::changes(&self.channels, &found);
         self.channels = found;
@@ -364,6 +374,26 @@ impl Writer {
     }
 }
 
+/// So that the next look at the file finds no difference where there is none.
+fn remember_channels(channels: &mut Table, event: &Event) {
+    let mut keep = |channel: &Channel| drop(channels.insert(channel.id, channel.clone()));
+    match event {
+        Event::ChannelCreated(channel) => keep(channel),
+        Event::DmOpened { dm, .. } => keep(&dm.channel),
+        Event::KeyProvided { opened, .. } => opened.iter().for_each(|dm| keep(&dm.channel)),
+        Event::DmLeft(left) => remember_leaving(channels, left),
+        Event::VisitorForgotten { left } => left.iter().for_each(|left| remember_leaving(channels, left)),
+        _ => (),
+    }
+}
+
+fn remember_leaving(channels: &mut Table, left: &DmLeft) {
+    match &left.rest {
+        Some(rest) => channels.insert(left.channel, rest.clone()),
+        None => channels.remove(&left.channel),
+    };
+}
+
 fn perform(scope: &mut Scope<'_>, command: &Command) -> Result<Event, Failure> {
     match command {
         Command::Post { author, channel, parent, content } => messages::post(scope, author, *channel, *parent, content),
@@ -377,6 +407,14 @@ fn perform(scope: &mut Scope<'_>, command: &Command) -> Result<Event, Failure> {
         Command::Rename { user, nickname } => users::rename(scope, *user, nickname),
         Command::SetPassword { user, password_hash } => users::set_password(scope, *user, password_hash.as_deref()),
         Command::UpdateReadState { user, channel, at } => read_state::update(scope, *user, *channel, *at),
+        Command::StartDm { initiator, target, allow_unencrypted } => {
+            dms::start(scope, initiator, target, *allow_unencrypted)
+        }
+        Command::ProvideKey { user, key } => dms::provide_key(scope, *user, key),
+        Command::AcceptDm { invite, by } => dms::accept(scope, *invite, by),
+        Command::DeclineDm { invite, by } => dms::decline(scope, *invite, by),
+        Command::LeaveDm { channel, leaver } => dms::leave(scope, *channel, leaver),
+        Command::ForgetVisitor { session } => dms::forget_visitor(scope, *session),
     }
 }
 
@@ -461,6 +499,7 @@ mod tests {
             checkpoints: Checkpoints::Own,
             queue: Arc::new(Queue::new(1, place!())),
             channels: Vec::new(),
+            sessions: SessionIds::NONE,
             deliver: delivered.clone(),
             clock: Arc::new(StillClock),
             observe: Arc::new(()),
