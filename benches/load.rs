@@ -9,7 +9,7 @@ mod support;
 use anyhow::Result;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use scenarios::{connect, crash, fanout, list, post, storm};
+use scenarios::{connect, crash, fanout, list, post, profiles, scrape, storm};
 use support::report::Report;
 
 /// Load generator for the SuperChat server. Loopback only, bounded in time and count.
@@ -36,8 +36,12 @@ enum Scenario {
     Post(post::Options),
     /// A page of a channel with a million messages beside one of a small channel.
     List(list::Options),
+    /// A scrape of many sessions and channels: how long it takes, and what it costs those who chat.
+    Scrape(scrape::Options),
     /// Everybody connects and takes a nickname at once: time until every roster is complete.
     Storm(storm::Options),
+    /// What profiles cost: those that nobody reads, and CPU samples while they are taken.
+    Profiles(fanout::Options),
     /// SIGKILL under load: every acknowledged message is there after the restart.
     Crash(crash::Options),
 }
@@ -49,7 +53,9 @@ impl Scenario {
             Self::Fanout(options) => fanout::run(options),
             Self::Post(options) => post::run(options),
             Self::List(options) => list::run(options),
+            Self::Scrape(options) => scrape::run(options),
             Self::Storm(options) => storm::run(options),
+            Self::Profiles(options) => profiles::run(options),
             Self::Crash(options) => crash::run(options),
         }
     }

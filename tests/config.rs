@@ -169,10 +169,13 @@ const SAMPLES: &[(&str, &str, &str, Option<&str>)] = &[
     ("discovery", "allow_private_servers", "true", Some("on")),
     ("discovery", "announce_to", r#"["a.example:6465", "[2001:db8::1]:7"]"#, Some("a.example,[2001:db8::1]:7")),
     ("storage", "durability", "\"process\"", Some("process")),
+    ("storage", "checkpoints", "\"external\"", Some("external")),
     ("storage", "readers", "4", Some("4")),
     ("admin", "metrics_listen", "\"off\"", Some("off")),
     ("admin", "profile_listen", "\"127.0.0.1:7060\"", Some("127.0.0.1:7060")),
     ("admin", "metrics_token", "\"***\"", Some("t0ken")),
+    ("admin", "block_profile_rate", "10000", Some("10000")),
+    ("admin", "mutex_profile_fraction", "100", Some("100")),
     ("log", "log_level", "\"info,superchat::net=debug\"", Some("info,superchat::net=debug")),
     ("log", "log_format", "\"json\"", Some("json")),
     ("log", "log_ip", "\"truncated\"", Some("truncated")),
@@ -853,7 +856,7 @@ mod reload {
         let home = Home::new();
         let load = |text: &str| {
             let path = home.write("scd.toml", text);
-            config::load(&home.environment(&[]), &flags(Some(&path), &[])).unwrap()
+            config::load(&home.environment(&[]), &flags(Some(&path), &[])).expect("a configuration")
         };
         let mut running = load(before);
         let outcome = running.reload(load(after));
@@ -868,7 +871,7 @@ mod reload {
     fn live_settings_change_and_the_others_are_named_and_stay() {
         let after = "[limits]\nmessage_rate_limit = 3\n[server]\ntcp_port = 7000\n[log]\nlog_format = 'json'\n";
         let (running, outcome) = reloaded("", after);
-        let outcome = outcome.unwrap();
+        let outcome = outcome.expect("it goes together");
         assert_eq!(names(&outcome.changed), ["[limits] message_rate_limit"]);
         assert_eq!(names(&outcome.waiting), ["[server] tcp_port", "[log] log_format"]);
         assert_eq!(shown(&running, "limits", "message_rate_limit"), "3");
@@ -879,7 +882,7 @@ mod reload {
     fn a_changed_secret_is_noticed_and_never_shown() {
         let (running, outcome) =
             reloaded("[admin]\nmetrics_token = 'hush-hush'\n", "[admin]\nmetrics_token = 'hush-hushed'\n");
-        let outcome = outcome.unwrap();
+        let outcome = outcome.expect("it goes together");
         assert_eq!(names(&outcome.changed), ["[admin] metrics_token"]);
         assert!(!format!("{outcome:?}{running:?}").contains("hush"));
     }
@@ -888,7 +891,7 @@ mod reload {
     fn a_token_is_not_taken_from_a_port_that_is_open_until_the_next_start() {
         let open = "[admin]\nprofile_listen = '0.0.0.0:6060'\nmetrics_token = 'secret'\n";
         let (running, outcome) = reloaded(open, "");
-        assert!(outcome.unwrap_err().to_string().contains("[admin] profile_listen"));
+        assert!(outcome.expect_err("an open port").to_string().contains("[admin] profile_listen"));
         assert!(running.settings.admin.metrics_token.is_some());
     }
 

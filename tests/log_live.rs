@@ -4,6 +4,9 @@
 
 mod support;
 
+#[path = "log_live/journald.rs"]
+mod journald;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
@@ -12,7 +15,7 @@ use serde_json::{Value, json};
 use superchat::ids::ChannelId;
 use superchat::wire::client::{AuthRequest, PostMessage, SubscribeChannel};
 use superchat::wire::codec::Bounded;
-use support::{Client, Server, Settings, clock};
+use support::{Client, Incoming, Server, Settings, clock};
 
 const LIMIT: Duration = Duration::from_secs(20);
 const CHANNEL: ChannelId = ChannelId(1);
@@ -71,6 +74,37 @@ fn every_line_of_a_request_says_whose_it_is() {
 }
 
 #[test]
+fn a_flood_of_refusals_leaves_a_few_lines_and_loses_no_count() {
+    const PINGS: usize = 500;
+    const LINE: &str = "Rate limit exceeded for session 2";
+    let settings = Settings::new().set("limits", "exempt_networks", json!([])).set("limits", "requests_per_second", 10);
+    let server = Server::start(settings.argument("--log-format=json"));
+    let mut flooder = server.client();
+    let ping = [&[0, 0, 0, 11, 1, 0x10, 0][..], &[0; 8]].concat();
+    flooder.send_raw(&ping.repeat(PINGS));
+    let answers: Vec<_> = (0..PINGS).map(|_| flooder.next()).collect();
+    let is_pong = |answer: &&Incoming| matches!(answer, Incoming::Frame(frame) if frame.name == "PONG");
+    let refused = PINGS - answers.iter().filter(is_pong).count();
+
+    let told = |line: &str| line.contains(LINE) && line.contains(" more)");
+    let first: Value = serde_json::from_str(&line(&server, "the rest, while the session lives", told)).unwrap();
+    assert_eq!((&first["target"], &first["remote"]), (&json!("security"), &json!("127.0.0.1")), "{first}");
+    flooder.send_raw(&ping.repeat(PINGS));
+    let again: Vec<_> = (0..PINGS).map(|_| flooder.next()).collect();
+    let refused = refused + PINGS - again.iter().filter(is_pong).count();
+    drop(flooder);
+    let all = clock::poll(LIMIT, || {
+        let text = fs::read_to_string(log_file(&server, "server.log")).unwrap();
+        let lines: Vec<Value> =
+            text.lines().filter(|line| line.contains(LINE)).map(|line| serde_json::from_str(line).unwrap()).collect();
+        (lines.iter().filter(|line| line["more"].is_u64()).count() == 2).then_some(lines)
+    });
+    let lines = all.expect("its end tells the rest");
+    let counted: u64 = lines.iter().map(|line| line["more"].as_u64().unwrap_or(1)).sum();
+    assert_eq!((counted, lines.len()), (refused as u64, 12), "two floods: {lines:#?}");
+}
+
+#[test]
 fn requests_of_all_shards_have_numbers_of_their_own() {
     let settings =
         Settings::new().set("server", "shards", 3).argument("--log-format=json").argument("--log-level=debug");
@@ -87,6 +121,27 @@ fn requests_of_all_shards_have_numbers_of_their_own() {
         (clients.len(), clients.len()),
         "{numbers:?}"
     );
+}
+
+#[test]
+fn a_start_says_what_operators_look_for() {
+    let server = Server::start(Settings::new().set("admin", "metrics_listen", "127.0.0.1:0"));
+    let port = server.address().port();
+    let texts = [
+        format!("Config: {}", server.home().join("config.toml").display()),
+        format!("Database: {}", server.database().display()),
+        "Available channels (5):".to_owned(),
+        "Metrics server listening on :".to_owned(),
+        "Directory mode enabled".to_owned(),
+        format!("SuperChat server {} started successfully", env!("CARGO_PKG_VERSION")),
+        format!("Port: {port}"),
+        "Available connection methods:".to_owned(),
+        format!("  - Binary Protocol (TCP): port {port}"),
+        format!("Server started on port {port}"),
+    ];
+    for text in texts {
+        line(&server, &text, |line| line.contains(&format!("[INFO] {text}")));
+    }
 }
 
 #[test]

@@ -487,6 +487,51 @@ fn slow_reader(address: SocketAddr) -> Socket {
 }
 
 #[test]
+fn an_attack_on_the_metrics_port_does_not_disturb_the_chat_and_leaves_no_trace() {
+    let observed = Observed::start(Settings::new());
+    let (mut alice, mut bob) = (observed.named("alice"), observed.named("bob"));
+    bob.send(SubscribeChannel { channel_id: CHANNEL, subchannel_id: None });
+    bob.expect_reply("SUBSCRIBE_OK");
+    let mut slow: Vec<TcpStream> = (0..500).map(|_| TcpStream::connect(observed.metrics).unwrap()).collect();
+    for stream in &mut slow {
+        // The guard may have closed it already, which is its right.
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nX-Filler: ").ok();
+    }
+    // Every wait of the clients has its limit.
+    for number in 0..50 {
+        let text = format!("message {number}");
+        post(&mut alice, None, &text);
+        assert_eq!(bob.expect_broadcast("NEW_MESSAGE")["content"], text);
+    }
+    drop(slow);
+    let answers = || {
+        let mut stream = TcpStream::connect(observed.metrics).ok()?;
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        answer.starts_with("HTTP/1.1 200").then_some(())
+    };
+    assert_eq!(clock::poll(LIMIT, answers), Some(()), "the port has a place again");
+    assert_eq!(observed.scrape().get("superchat_active_sessions"), Some(2.0));
+}
+
+#[test]
+fn work_within_one_turn_takes_time() {
+    const PINGS: usize = 1000;
+    let observed = Observed::start(Settings::new());
+    let before = observed.scrape();
+    let mut alice = observed.client();
+    alice.send_raw(&[0, 0, 0, 11, 1, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0].repeat(PINGS));
+    (0..PINGS).for_each(|_| drop(alice.expect_reply("PONG")));
+    let after = observed.scrape();
+    let took =
+        |series: &str| after.grown(&before, &format!("superchat_request_duration_seconds_{series}{{type=\"PING\"}}"));
+    let mean = took("sum") / took("count");
+    // They come in one read or a few, and each waits for those before it.
+    assert!(mean > 2e-6 && mean < 1.0, "{mean} s");
+}
+
+#[test]
 fn heartbeats_are_counted_apart() {
     let observed = Observed::start(Settings::new());
     let before = observed.scrape();

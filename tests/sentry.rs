@@ -8,8 +8,8 @@ mod support;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::panic::catch_unwind;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::Builder;
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -17,6 +17,9 @@ use serde_json::{Value, json};
 use superchat::errors::{self, Options, Tracker};
 use superchat::ids::ChannelId;
 use superchat::log::{self, LogOptions, Logging, Sink};
+use superchat::passwords::{DeliverHash, HashJob, HashOutcome, Passwords, Pool};
+use superchat::store::Ticket;
+use superchat::supervise;
 use superchat::wire::client::{AuthRequest, PostMessage, SetNickname};
 use superchat::wire::codec::Bounded;
 use support::{Client, Server, Settings, clock};
@@ -57,7 +60,7 @@ impl Collector {
                 serve(&stream, &mut answers, &sender);
             }
         };
-        Builder::new().spawn(serve).unwrap();
+        supervise::spawn("sentry-stub", serve).unwrap();
         Self { address, posts }
     }
 
@@ -241,6 +244,26 @@ fn a_panic_arrives_with_its_stack_and_without_what_it_was_about() {
     assert_eq!(newest["in_app"], true);
     let (post, _) = collector.next();
     assert!(!post.body.contains(SECRET_TEXT), "{}", post.body);
+}
+
+#[test]
+fn panics_of_all_threads_are_counted_caught_or_not() {
+    struct Broken;
+    impl DeliverHash for Broken {
+        fn hashed(&self, _: Ticket, _: HashOutcome) {
+            panic!("the shards are gone");
+        }
+    }
+    std::panic::set_hook(Box::new(errors::hook));
+    let before = errors::panics();
+    catch_unwind(|| panic!("caught")).unwrap_err();
+    supervise::spawn("log-file", || panic!("uncaught")).unwrap().join().unwrap_err();
+    let deliver: Arc<dyn DeliverHash> = Arc::new(Broken);
+    let passwords = Pool::start(1, &deliver).unwrap();
+    let job = HashJob::Verify { secret: Box::default(), stored: Some("no hash".into()) };
+    passwords.submit(Ticket { shard: 0, token: 0 }, job).unwrap();
+    passwords.stop();
+    assert_eq!(errors::panics() - before, 3);
 }
 
 #[test]

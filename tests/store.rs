@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -11,6 +11,9 @@ use bytes::Bytes;
 use rusqlite::{Connection, params};
 use superchat::ids::{ChannelId, MessageId, SessionId, UserId};
 use superchat::limits::{THREAD_DEPTH_MAX, UNREAD_COUNT_MAX, WRITER_BATCH_MAX, WRITER_QUEUE_MAX};
+#[path = "store/dms.rs"]
+mod dms;
+
 use superchat::store::command::NewChannel;
 use superchat::store::query::{Cursor, UnreadTarget};
 use superchat::store::sqlite::open::{OpenOptions, Opened, open};
@@ -20,7 +23,7 @@ use superchat::store::sqlite::{
 };
 use superchat::store::{
     Account, Actor, Answer, Author, Ban, Batch, Busy, Channel, ChannelType, Command, Deliver, Event, FLAG_ADMIN,
-    Message, Name, Outcome, Query, Refusal, Store, Submission, Ticket,
+    Message, Name, Outcome, Query, Refusal, Store, Submission, Ticket, Viewer,
 };
 
 /// Where the clock of every test begins: 2026-01-01, in milliseconds.
@@ -85,11 +88,15 @@ impl Deliver for Inbox {
     fn committed(&self, batch: Batch) {
         let panics = self.state.lock().unwrap().panics;
         assert!(!panics, "the shards are gone");
+        let mut held = false;
         self.change(|state| {
             state.batches.push(batch);
-            state.held = state.gate_closed;
+            (state.held, held) = (state.gate_closed, state.gate_closed);
         });
-        drop(self.changed.wait_while(self.state.lock().unwrap(), |state| state.gate_closed).unwrap());
+        // A gate that closes only now is for the next batch.
+        if held {
+            drop(self.changed.wait_while(self.state.lock().unwrap(), |state| state.gate_closed).unwrap());
+        }
     }
 
     fn answered(&self, ticket: Ticket, answer: Answer) {
@@ -115,6 +122,8 @@ impl Observe for Inbox {
 struct TestClock {
     wall_ms: AtomicI64,
     monotonic_ms: AtomicU64,
+    /// Whoever reads the database meets a panic.
+    breaks_reads: AtomicBool,
 }
 
 impl TestClock {
@@ -127,6 +136,8 @@ impl TestClock {
 
 impl Clock for TestClock {
     fn wall_ms(&self) -> i64 {
+        let reads = || std::thread::current().name().is_some_and(|name| name.starts_with("scd-reader"));
+        assert!(!self.breaks_reads.load(Ordering::SeqCst) || !reads(), "the clock stands still");
         self.wall_ms.load(Ordering::SeqCst)
     }
 
@@ -161,7 +172,11 @@ impl Server {
         let opened = open(&directory.path().join("chat.db"), &OpenOptions::default(), now).unwrap();
         prepare(&opened);
         let inbox = Arc::new(Inbox::default());
-        let clock = Arc::new(TestClock { wall_ms: AtomicI64::new(now), monotonic_ms: AtomicU64::new(0) });
+        let clock = Arc::new(TestClock {
+            wall_ms: AtomicI64::new(now),
+            monotonic_ms: AtomicU64::new(0),
+            breaks_reads: AtomicBool::new(false),
+        });
         let exit = inbox.clone();
         let parts = Parts {
             readers: 2,
@@ -251,11 +266,11 @@ impl Server {
     }
 
     fn roots(&self, channel: ChannelId, cursor: Cursor, limit: u16) -> Vec<Message> {
-        messages(self.ask(Query::Roots { channel, cursor, limit }))
+        messages(self.ask(Query::Roots { viewer: bo().viewer(), channel, cursor, limit }))
     }
 
     fn thread(&self, parent: MessageId, cursor: Cursor, limit: u16) -> Vec<Message> {
-        messages(self.ask(Query::Thread { channel: GENERAL, parent, cursor, limit }))
+        messages(self.ask(Query::Thread { viewer: bo().viewer(), channel: GENERAL, parent, cursor, limit }))
     }
 
     fn register(&self, nickname: &str) -> Actor {
@@ -268,7 +283,8 @@ impl Server {
 
     fn ask_unread(&self, user: Option<UserId>, since: Option<i64>, of: &[(ChannelId, Option<MessageId>)]) -> Vec<u32> {
         let targets = of.iter().map(|&(channel, thread)| UnreadTarget { channel: Some(channel), thread }).collect();
-        match self.ask(Query::Unread { user, since, targets }) {
+        let viewer = Viewer { user, ..bo().viewer() };
+        match self.ask(Query::Unread { viewer, since, targets }) {
             Answer::Unread(counts) => counts,
             other => panic!("{other:?}"),
         }
@@ -487,12 +503,34 @@ fn a_stopped_store_takes_nothing_and_a_late_one_says_so() {
 
 #[test]
 fn a_panic_of_the_writer_is_told() {
+    let counted = panics();
     let server = Server::new();
     server.inbox.change(|state| state.panics = true);
     server.submit(post(&bo(), CHAT, None, "hi"));
     assert!(!server.inbox.wait("the exit", |state| state.writer_exit));
     assert!(!server.store.is_writer_alive());
     assert_eq!(server.store.probe(PATIENCE), Err(ProbeError::Unavailable));
+    assert_eq!(panics() - counted, 1);
+}
+
+#[test]
+fn a_panic_of_a_reader_fails_one_read() {
+    let counted = panics();
+    let server = Server::new();
+    let accounts = || server.ask(Query::Accounts { limit: 10 });
+    server.clock.breaks_reads.store(true, Ordering::SeqCst);
+    for _ in 0..3 {
+        assert!(matches!(accounts(), Answer::Failed), "two readers go on");
+    }
+    server.clock.breaks_reads.store(false, Ordering::SeqCst);
+    assert!(matches!(accounts(), Answer::Accounts(_)));
+    assert_eq!(panics() - counted, 3);
+}
+
+/// Panics as the server counts them.
+fn panics() -> u64 {
+    std::panic::set_hook(Box::new(superchat::errors::hook));
+    superchat::errors::panics()
 }
 
 // Faults.
@@ -598,7 +636,11 @@ fn what_changes_between_loading_and_starting_is_told_too() {
         retention: Retention { enforce: None, interval: Duration::from_secs(3600) },
         channels: channels.into_iter().filter(|channel| channel.id != TECH).collect(),
         deliver: inbox.clone(),
-        clock: Arc::new(TestClock { wall_ms: AtomicI64::new(START), monotonic_ms: AtomicU64::new(0) }),
+        clock: Arc::new(TestClock {
+            wall_ms: AtomicI64::new(START),
+            monotonic_ms: AtomicU64::new(0),
+            breaks_reads: AtomicBool::new(false),
+        }),
         observe: Arc::new(()),
         on_writer_exit: Box::new(|_| ()),
     };
@@ -765,39 +807,6 @@ fn visitors_delete_what_their_session_or_their_name_and_address_wrote() {
     let id = post();
     let server = server.restarted(None, |_| ());
     assert_eq!(server.refusal(delete(&visitor("bo", 1), id)), Refusal::NotYours);
-}
-
-#[test]
-fn only_participants_act_in_a_dm_and_its_content_is_not_touched() {
-    let server = Server::new();
-    let (ann, eve) = (server.register("ann"), server.register("eve"));
-    server
-        .shell()
-        .execute_batch(
-            "INSERT INTO Channel (id, name, display_name, channel_type, is_dm, is_private, created_at)
-                 VALUES (50, 'dm_1_2', 'Direct Message', 0, 1, 1, 1);
-             INSERT INTO ChannelParticipant (channel_id, user_id, session_id, nickname, joined_at)
-                 VALUES (50, 1, NULL, 'ann', 1), (50, NULL, 77, 'bo', 1);",
-        )
-        .unwrap();
-    let dm = ChannelId(50);
-    let id = server.post(&ann, dm, None, "cipher");
-    let by_visitor = server.post(&bo(), dm, None, "cipher");
-    for outsider in [admin(&eve), eve.clone()] {
-        assert_eq!(server.refusal(edit(&outsider, id, "x")), Refusal::NotParticipant);
-        assert_eq!(server.refusal(delete(&outsider, id)), Refusal::NotParticipant);
-    }
-    assert_eq!(server.refusal(delete(&visitor("eve", 7), by_visitor)), Refusal::NotParticipant);
-    assert_eq!(server.refusal(delete(&visitor("bo", 8), by_visitor)), Refusal::NotYours);
-    assert!(server.write(delete(&bo(), by_visitor)).is_ok());
-    match server.write(edit(&ann, id, "\u{1}raw")).unwrap() {
-        Event::Edited { content, .. } => assert_eq!(content, "\u{1}raw"),
-        other => panic!("{other:?}"),
-    }
-    let loaded = load_channels(&server.shell()).unwrap();
-    let participants = loaded.iter().find(|channel| channel.id == dm).unwrap().participants.clone().unwrap();
-    let users: Vec<_> = participants.iter().map(|participant| (participant.user, participant.session)).collect();
-    assert_eq!(users, [(ann.user, None), (None, Some(77))]);
 }
 
 // Channels.
@@ -995,7 +1004,8 @@ fn a_thread_is_asked_for_by_any_of_its_messages_and_only_in_its_place() {
     assert_eq!(ids(&server.thread(root, Cursor::After(second), 10)), [below]);
     assert_eq!(ids(&server.thread(first, Cursor::None, 10)), [below]);
     assert_eq!(server.thread(MessageId(5), Cursor::None, 10), []);
-    let elsewhere = Query::Thread { channel: TECH, parent: root, cursor: Cursor::None, limit: 10 };
+    let viewer = bo().viewer();
+    let elsewhere = Query::Thread { viewer, channel: TECH, parent: root, cursor: Cursor::None, limit: 10 };
     assert_eq!(messages(server.ask(elsewhere)), []);
     let thread_of = |message| match server.ask(Query::ThreadOf { message }) {
         Answer::ThreadOf(found) => found,
@@ -1146,8 +1156,8 @@ fn unread_counts_leave_out_what_is_own_deleted_or_read() {
     assert_eq!(server.ask_unread(None, Some(START), &[whole, thread]), [3, 2]);
     assert_eq!(server.ask_unread(None, None, &[whole, thread]), [0, 0]);
     assert_eq!(server.ask_unread(ann.user, None, &[(TECH, Some(root)), (NOWHERE, None)]), [0, 0]);
-    let nowhere =
-        Query::Unread { user: None, since: Some(0), targets: vec![UnreadTarget { channel: None, thread: None }] };
+    let targets = vec![UnreadTarget { channel: None, thread: None }];
+    let nowhere = Query::Unread { viewer: bo().viewer(), since: Some(0), targets };
     assert!(matches!(server.ask(nowhere), Answer::Unread(counts) if counts == [0]));
 }
 

@@ -20,9 +20,6 @@ const SESSION_BYTES_MAX: f64 = 1024.0;
 const DESCRIPTORS_SPARE: u64 = 200;
 /// Sessions that come and go before the first look, so that what the server allocates once is not counted.
 const WARM_UP_SESSIONS: usize = 100;
-/// Time in which the memory must not change to count as settled, and how often that is tried.
-const SETTLE_PAUSE: Duration = Duration::from_millis(500);
-const SETTLE_TRIES: u32 = 10;
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -44,12 +41,12 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     let home = Home::new()?;
     let server = home.start()?;
     open(&server, WARM_UP_SESSIONS)?;
-    let before = settled_bytes(&server)?;
+    let before = server.settled_bytes()?;
 
     let started = clock::now();
     let swarm = open(&server, options.sessions as usize)?;
     let connecting = started.elapsed();
-    let bytes = settled_bytes(&server)?.saturating_sub(before);
+    let bytes = server.settled_bytes()?.saturating_sub(before);
 
     let cpu_before = server.cpu()?;
     thread::sleep(Duration::from_secs(options.seconds));
@@ -74,18 +71,4 @@ fn open(server: &Server, sessions: usize) -> Result<Swarm> {
     let ping = requests::ping()?;
     swarm.ask_each(all, Pong::CODE, |_| Ok(ping.clone()))?;
     Ok(swarm)
-}
-
-/// The server's memory once two looks in a row agree, or after the last try.
-fn settled_bytes(server: &Server) -> Result<u64> {
-    let mut bytes = server.anonymous_bytes()?;
-    for _ in 0..SETTLE_TRIES {
-        thread::sleep(SETTLE_PAUSE);
-        let now = server.anonymous_bytes()?;
-        if now == bytes {
-            break;
-        }
-        bytes = now;
-    }
-    Ok(bytes)
 }

@@ -19,6 +19,9 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 /// Pause between two looks at a child that starts or stops.
 const LOOK_PAUSE: Duration = Duration::from_millis(2);
+/// Time in which the memory must not change to count as settled, and how often that is tried.
+const SETTLE_PAUSE: Duration = Duration::from_millis(500);
+const SETTLE_TRIES: u32 = 10;
 
 /// Settings that every server of a run is started with.
 const SETTINGS: &[(&str, &str)] = &[
@@ -49,6 +52,11 @@ impl Home {
 
     /// Starts a server and waits until it greets a client.
     pub(crate) fn start(&self) -> Result<Server> {
+        self.start_with(&[])
+    }
+
+    /// As [`Self::start`], with settings by the names of their variables.
+    pub(crate) fn start_with(&self, settings: &[(&str, &str)]) -> Result<Server> {
         let program = program()?;
         let address = free_address()?;
         let started = clock::now();
@@ -57,6 +65,7 @@ impl Home {
             .arg(self.database())
             .env_clear()
             .envs(SETTINGS.iter().copied())
+            .envs(settings.iter().copied())
             .envs(["HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"].map(|name| (name, self.path())))
             .current_dir(self.path())
             .stdin(Stdio::null())
@@ -87,7 +96,7 @@ fn program() -> Result<PathBuf> {
 }
 
 /// A port that no address of this machine uses, as the server binds it on all of them. Nothing listens on it here.
-fn free_address() -> Result<SocketAddr> {
+pub(crate) fn free_address() -> Result<SocketAddr> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)).into())?;
     let bound = socket.local_addr()?.as_socket().context("a socket without an address")?;
@@ -126,6 +135,20 @@ impl Server {
     /// Resident bytes of its own.
     pub(crate) fn anonymous_bytes(&self) -> Result<u64> {
         process::anonymous_bytes(self.child.id())
+    }
+
+    /// Resident bytes of its own once two looks in a row agree, or after the last try.
+    pub(crate) fn settled_bytes(&self) -> Result<u64> {
+        let mut bytes = self.anonymous_bytes()?;
+        for _ in 0..SETTLE_TRIES {
+            std::thread::sleep(SETTLE_PAUSE);
+            let now = self.anonymous_bytes()?;
+            if now == bytes {
+                break;
+            }
+            bytes = now;
+        }
+        Ok(bytes)
     }
 
     /// Asks the server to stop and waits for it.

@@ -47,13 +47,13 @@ fn entries_of(section: &str) -> impl Iterator<Item = &'static Entry> {
     TABLE.iter().copied().filter(move |entry| entry.section == section)
 }
 
-/// The manual page on configuration, `docs/configuration.md`.
+/// The page on configuration in `docs/configuration.md`.
 pub fn markdown() -> String {
     let sections = SECTIONS.iter().map(|(section, about)| {
         let rows: String = entries_of(section).map(markdown_row).collect();
         format!("\n## [{section}]\n\n{}\n\n{MARKDOWN_COLUMNS}{rows}", sentence(about))
     });
-    format!("{MARKDOWN_HEAD}{}", sections.collect::<String>())
+    format!("{MARKDOWN_HEAD}{INTRODUCTION}{}", sections.collect::<String>())
 }
 
 const MARKDOWN_HEAD: &str = "\
@@ -61,6 +61,10 @@ const MARKDOWN_HEAD: &str = "\
 
 <!-- Made from the table of settings: scd config-example --markdown > docs/configuration.md -->
 
+";
+
+/// What holds for all settings, in the Markdown of paragraphs, lists and headings of the second level only.
+pub const INTRODUCTION: &str = "\
 No configuration is needed. A flag outweighs an environment variable, which outweighs the file, which outweighs the
 default, key by key. `scd check-config` prints every setting with the value that counts and where it comes from;
 `scd config-example` prints a file with every key commented out.

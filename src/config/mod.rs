@@ -17,7 +17,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-pub use manual::{example, markdown};
+pub use manual::{INTRODUCTION, example, markdown};
 pub use problem::{ConfigError, Fault, Problem};
 pub use raw::{Environment, Flags, Origin};
 pub use resolve::Origins;
@@ -25,7 +25,8 @@ pub use table::{
     Admin, Channels, Discovery, Entry, Limits, Log, Retention, Rule, SECTIONS, Server, Settings, Storage, TABLE,
 };
 pub use types::{
-    ChannelKind, Durability, Endpoint, Host, LogFilter, LogFormat, LogIp, NotAHost, NotALogFilter, Secret, SeedChannel,
+    ChannelKind, Checkpoints, Durability, Endpoint, Host, LogFilter, LogFormat, LogIp, NotAHost, NotALogFilter, Secret,
+    SeedChannel,
 };
 
 use places::Places;

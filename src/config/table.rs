@@ -13,7 +13,7 @@ use ipnet::IpNet;
 
 use super::raw::{Given, Source};
 use super::resolve::{Context, Setting, settle};
-use super::types::{Durability, Endpoint, Host, LogFilter, LogFormat, LogIp, Secret, SeedChannel};
+use super::types::{Checkpoints, Durability, Endpoint, Host, LogFilter, LogFormat, LogIp, Secret, SeedChannel};
 
 /// One row of [`TABLE`]: what is known of a key besides its type.
 #[derive(Debug)]
@@ -303,7 +303,7 @@ settings! {
         /// Requests of a session per second, with bursts of twice that. 0 = off.
         requests_per_second: Option<NonZeroU32> = NonZeroU32::new(100), PLAIN.live();
         /// Direct message invites a user may send per hour. 0 = off.
-        dm_invites_per_hour: Option<NonZeroU32> = NonZeroU32::new(30), PLAIN;
+        dm_invites_per_hour: Option<NonZeroU32> = NonZeroU32::new(30), PLAIN.live();
         /// Bytes that may wait for a session that reads slowly; above, it is disconnected and may come back.
         outbox_bytes_max: NonZeroUsize = nonzero!(NonZeroUsize, 1_048_576), PLAIN.live().at_least(65_536).at_most(1 << 30);
     }
@@ -344,6 +344,9 @@ settings! {
     storage: Storage {
         /// What a crash may cost: `full` = nothing that was acknowledged, `process` = a power cut the last moments.
         durability: Durability = Durability::Full, PLAIN;
+        /// Who brings the write-ahead log into the database file: `own` = this server, `external` = a program that
+        /// replicates the log, Litestream for instance. With `external` the log grows for as long as that program is away.
+        checkpoints: Checkpoints = Checkpoints::Own, PLAIN;
         /// Threads that read.
         readers: NonZeroUsize = nonzero!(NonZeroUsize, 2), PLAIN.at_most(64);
     }
@@ -355,6 +358,11 @@ settings! {
         profile_listen: Option<SocketAddr> = loopback(6060), PLAIN;
         /// Bearer token that metrics, status and profiles ask for. Empty: none.
         metrics_token: Option<Secret> = None, PLAIN.live().environment("METRICS_TOKEN");
+        /// The block profile's rate from the start on: waits of that many nanoseconds are all recorded, shorter ones by their
+        /// part. 0: off.
+        block_profile_rate: Option<NonZeroU32> = None, PLAIN;
+        /// The mutex profile's fraction from the start on: one of that many waits for a lock is recorded. 0: off.
+        mutex_profile_fraction: Option<NonZeroU32> = None, PLAIN;
     }
     /// Logs and error reports.
     log: Log {

@@ -12,7 +12,7 @@
 //! |---|---|
 //! | `dsn.rs` | where reports go |
 //! | `report.rs` | a record of the log as an event, without addresses |
-//! | `panic.rs` | the panic hook, and stacks as events show them |
+//! | `panic.rs` | the panic hook, their count, and stacks as events show them |
 //! | `queue.rs`, `sender.rs` | the bounded way to the thread that sends |
 
 mod dsn;
@@ -29,7 +29,7 @@ use std::time::Duration;
 use tracing::Level;
 
 pub use dsn::{Dsn, DsnError};
-pub use panic::hook;
+pub use panic::{hook, panics};
 
 use crate::clock;
 use crate::log::{Record, Tap};

@@ -3,6 +3,7 @@
 use std::backtrace::Backtrace;
 use std::fmt;
 use std::panic::PanicHookInfo;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 use tracing::error;
@@ -13,10 +14,18 @@ pub(super) const TARGET: &str = "panic";
 /// Deepest stack that is reported; what is cut is farthest from the panic.
 const FRAMES_MAX: usize = 100;
 
-/// Logs a panic where it happens, for `std::panic::set_hook`.
+static PANICS: AtomicU64 = AtomicU64::new(0);
+
+/// Panics of this process since [`hook`] was set, on whatever thread and whether caught or not: `superchat_panics_total`.
+pub fn panics() -> u64 {
+    PANICS.load(Ordering::Relaxed)
+}
+
+/// Counts and logs a panic where it happens, for `std::panic::set_hook`: the one place that all of them come by.
 ///
 /// A panic's own text may quote what it was about, so it ends where a value may begin. The place says the rest.
 pub fn hook(panic: &PanicHookInfo<'_>) {
+    PANICS.fetch_add(1, Ordering::Relaxed);
     let text = panic.payload_as_str().map_or("", without_values);
     let place = panic.location().map_or_else(String::new, ToString::to_string);
     let thread = std::thread::current();

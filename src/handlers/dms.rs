@@ -1,8 +1,6 @@
 //! Direct messages: starting, keys, accepting, declining, leaving (BEHAVIOUR.md 4). Conversations of visitors are never
 //! encrypted: a key of theirs would end with the session, and with it the means to read what was said.
 
-use tracing::info;
-
 use super::channels::left;
 use super::messages::NICKNAME_REQUIRED;
 use crate::ids::{ChannelId, InviteId, SessionId};
@@ -74,7 +72,7 @@ fn found(shard: &mut Shard, key: SessionKey, target: Option<Participant>, allow_
 /// A conversation that is there already is only looked up, so that coming back to many of them meets no limit.
 fn start_with(shard: &mut Shard, key: SessionKey, target: Participant, allow_unencrypted: bool) {
     let session = shard.clients.session(key);
-    let Some(own) = session.participant() else { return };
+    let own = session.participant();
     if own.is_same(&target) {
         return shard.error(key, ErrorCode::InvalidInput, "Cannot start a DM with yourself");
     }
@@ -167,7 +165,7 @@ fn key_provided(shard: &mut Shard, key: SessionKey, opened: &[Dm], others: &[Dm]
 /// ALLOW_UNENCRYPTED: accepts an invitation. One that asks for encryption leads to KEY_REQUIRED, once (D-22).
 pub fn allow_unencrypted(shard: &mut Shard, key: SessionKey, request: &client::AllowUnencrypted) {
     let invite = request.dm_channel_id;
-    let Some(by) = shard.clients.session(key).participant() else { return refuse_nobody(shard, key) };
+    let by = shard.clients.session(key).participant();
     shard.submit(key, Command::AcceptDm { invite, by }, move |shard, key, result| match result {
         Ok(Event::DmOpened { dm, .. }) => shard.reply(key, ready(dm.channel.id, &dm.sides[1])),
         Ok(Event::DmNeedsKey { invite }) => needs_key(shard, key, &invite),
@@ -175,11 +173,6 @@ pub fn allow_unencrypted(shard: &mut Shard, key: SessionKey, request: &client::A
         Err(Refusal::NotInvited) => shard.error(key, ErrorCode::PermissionDenied, NOT_INVITED),
         Ok(_) | Err(_) => shard.error(key, ErrorCode::Database, "Failed to create DM"),
     });
-}
-
-/// Whoever has no nickname was never invited.
-fn refuse_nobody(shard: &mut Shard, key: SessionKey) {
-    shard.error(key, ErrorCode::PermissionDenied, NOT_INVITED);
 }
 
 fn needs_key(shard: &mut Shard, key: SessionKey, invite: &Invite) {
@@ -194,7 +187,7 @@ fn needs_key(shard: &mut Shard, key: SessionKey, invite: &Invite) {
 /// DECLINE_DM: no answer, not even to an invitation that is not there.
 pub fn decline_dm(shard: &mut Shard, key: SessionKey, request: &client::DeclineDm) {
     let invite: InviteId = request.dm_channel_id;
-    let Some(by) = shard.clients.session(key).participant() else { return refuse_nobody(shard, key) };
+    let by = shard.clients.session(key).participant();
     shard.submit(key, Command::DeclineDm { invite, by }, |shard, key, result| match result {
         Ok(_) | Err(Refusal::InviteNotFound) => {}
         Err(Refusal::NotInvited) => shard.error(key, ErrorCode::PermissionDenied, NOT_INVITED),
@@ -204,13 +197,10 @@ pub fn decline_dm(shard: &mut Shard, key: SessionKey, request: &client::DeclineD
 
 /// LEAVE_CHANNEL with `permanent`, in the direct message that is joined (BEHAVIOUR.md 4.6).
 pub fn leave_for_good(shard: &mut Shard, key: SessionKey, channel: ChannelId) {
-    let Some(leaver) = shard.clients.session(key).participant() else { return left(shard, key, channel) };
+    let leaver = shard.clients.session(key).participant();
     shard.submit(key, Command::LeaveDm { channel, leaver }, move |shard, key, result| match result {
         // Somebody who takes part no longer has only the place to leave.
-        Ok(_) | Err(Refusal::NotParticipant) => {
-            info!(session = shard.clients.session(key).id.0, channel = channel.0, "direct message left for good");
-            left(shard, key, channel);
-        }
+        Ok(_) | Err(Refusal::NotParticipant) => left(shard, key, channel),
         Err(_) => shard.error(key, ErrorCode::Database, "Database error"),
     });
 }

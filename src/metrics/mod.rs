@@ -15,9 +15,9 @@ mod topics;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock};
 
-use cells::{BATCH, Counter, Histogram, LATENCY, Level, PerLabel, Snapshot};
+use cells::{BATCH, Histogram, LATENCY, Level, PerLabel, Snapshot};
 use sheet::Sheet;
 use tokio::runtime::RuntimeMetrics;
 
@@ -29,6 +29,8 @@ pub use table::{
     Rejection, Transport,
 };
 pub use topics::{THREAD_IDLE_MS, TopicMetrics};
+
+use crate::profile::waits::{Mutex, RwLock};
 
 /// How long a cached provider's answer serves, in milliseconds.
 const PROVIDER_CACHE_MS: u64 = 1000;
@@ -84,7 +86,6 @@ pub struct Metrics {
     rejections: PerLabel<Rejection>,
     rate_limits: PerLabel<RateLimit>,
     auth: Box<[PerLabel<AuthResult>]>,
-    panics: Counter,
     channels: Level,
     runtimes: Box<[OnceLock<RuntimeMetrics>]>,
     http: RwLock<BTreeMap<HttpKey, Histogram>>,
@@ -108,7 +109,6 @@ impl Metrics {
             rejections: PerLabel::new(),
             rate_limits: PerLabel::new(),
             auth: AuthMethod::ALL.iter().map(|_| PerLabel::new()).collect(),
-            panics: Counter::default(),
             channels: Level::default(),
             runtimes: (0..options.shards).map(|_| OnceLock::new()).collect(),
             http: RwLock::default(),
@@ -116,7 +116,6 @@ impl Metrics {
             announced: Metric::ALL.iter().map(|_| AtomicBool::new(false)).collect(),
             options,
         };
-        metrics.announce(&[Metric::Panics]);
         // A process that used no hundredth of a second yet has a collector all the same.
         metrics.announce(&[Metric::ProcessCpu]);
         if metrics.options.shards > 0 {
@@ -216,11 +215,6 @@ impl Metrics {
         self.auth[method.index()].of(result).add(1);
     }
 
-    /// A panic was caught.
-    pub fn panicked(&self) {
-        self.panics.add(1);
-    }
-
     /// So many public channels exist, subchannels included.
     pub fn set_channels(&self, count: u64) {
         self.channels.set(count);
@@ -242,7 +236,7 @@ impl Metrics {
     /// An HTTP port serves this path: its series begin at zero.
     pub fn http_route(&self, server: &'static str, path: &'static str) {
         const OK: u16 = 200;
-        let mut http = self.http.write().unwrap_or_else(PoisonError::into_inner);
+        let mut http = self.http.write();
         http.entry((server, path, OK)).or_insert_with(|| Histogram::new(&LATENCY));
         self.announce(&[Metric::HttpRequests, Metric::HttpDuration]);
     }
@@ -272,7 +266,7 @@ impl Metrics {
 
     fn add_provider(&self, provider: Provider) {
         self.announce(&[provider.metric]);
-        let mut providers = self.providers.write().unwrap_or_else(PoisonError::into_inner);
+        let mut providers = self.providers.write();
         providers.retain(|earlier| earlier.metric != provider.metric);
         providers.push(provider);
     }
@@ -297,7 +291,7 @@ impl Metrics {
         self.collect_runtimes(sheet);
         collect_level(sheet, Metric::Channels, &self.channels);
         self.collect_process(sheet);
-        for provider in self.providers.read().unwrap_or_else(PoisonError::into_inner).iter() {
+        for provider in self.providers.read().iter() {
             provider.collect(sheet, now_ms);
         }
     }
@@ -315,7 +309,7 @@ impl Metrics {
     }
 
     fn collect_http(&self, sheet: &mut Sheet) {
-        let http = self.http.read().unwrap_or_else(PoisonError::into_inner);
+        let http = self.http.read();
         for ((server, path, status), histogram) in http.iter() {
             let status = status.to_string();
             let (labels, snapshot) = ([*server, *path, status.as_str()], Snapshot::of(histogram));
@@ -339,7 +333,6 @@ impl Metrics {
         let BuildInfo { version, commit, rustc } = self.options.build;
         sheet.sample(Metric::BuildInfo, &[version, commit, rustc], 1.0);
         sheet.sample(Metric::ProcessStartTime, &[], self.options.started_wall_ms as f64 / 1000.0);
-        sheet.sample(Metric::Panics, &[], self.panics.get() as f64);
         ProcessStats::read().collect(sheet);
         if self.options.jemalloc {
             process::collect_jemalloc(sheet);
@@ -362,10 +355,10 @@ fn collect_labels<L: Label>(sheet: &mut Sheet, metric: Metric, counts: &PerLabel
 
 /// Records under a key of fixed texts; the write lock is taken only for a key that is new.
 fn observe_by_key<K: Ord + Copy>(cells: &RwLock<BTreeMap<K, Histogram>>, key: K, micros: u64) {
-    if let Some(histogram) = cells.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
+    if let Some(histogram) = cells.read().get(&key) {
         return histogram.observe(micros);
     }
-    let mut cells = cells.write().unwrap_or_else(PoisonError::into_inner);
+    let mut cells = cells.write();
     cells.entry(key).or_insert_with(|| Histogram::new(&LATENCY)).observe(micros);
 }
 
@@ -431,7 +424,7 @@ impl StoreMetrics {
         collect_level(sheet, Metric::DbWal, &self.wal_bytes);
         collect_level(sheet, Metric::StoredMessages, &self.messages);
         collect_level(sheet, Metric::RegisteredUsers, &self.users);
-        for (query, histogram) in self.queries.read().unwrap_or_else(PoisonError::into_inner).iter() {
+        for (query, histogram) in self.queries.read().iter() {
             sheet.histogram(Metric::DbQuery, &[query], &Snapshot::of(histogram));
         }
         collect_labels(sheet, Metric::DbErrors, &self.errors);
@@ -455,7 +448,7 @@ impl Provider {
     }
 
     fn collect(&self, sheet: &mut Sheet, now_ms: u64) {
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = self.cache.lock();
         let fresh = cache.take().filter(|(read_ms, _)| now_ms.saturating_sub(*read_ms) < self.max_age_ms);
         let (read_ms, samples) = fresh.unwrap_or_else(|| {
             let mut samples = Samples::new();

@@ -81,7 +81,7 @@ metrics! {
     DbErrors             COUNTER   "superchat_db_errors_total" ["kind"] "Storage errors by kind.";
     BackupLastSuccess    GAUGE     "superchat_backup_last_success_timestamp_seconds" [] "When the last backup ended well, in seconds since the Unix epoch.";
     LogDropped           COUNTER   "superchat_log_dropped_total" ["sink"] "Log lines lost under load.";
-    Panics               COUNTER   "superchat_panics_total" [] "Panics caught.";
+    Panics               COUNTER   "superchat_panics_total" [] "Panics, on whatever thread.";
     HttpRequests         COUNTER   "superchat_http_requests_total" ["server", "path", "status"] "Requests to the HTTP ports.";
     HttpDuration         HISTOGRAM "superchat_http_request_duration_seconds" ["server", "path", "status"] "Duration of requests to the HTTP ports.";
     TokioAliveTasks      GAUGE     "tokio_alive_tasks" ["shard"] "Tasks alive on a shard's runtime.";

@@ -69,6 +69,8 @@ impl Acceptor {
     /// When the system gives no thread, or no way to watch the socket.
     pub fn start(mut parts: AcceptorParts) -> io::Result<Self> {
         parts.listener.set_nonblocking(true)?;
+        // One that was handed over may have a queue too short for a crowd that comes back.
+        SockRef::from(&parts.listener).listen(BACKLOG)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
         let stop = Arc::new(Notify::new());
         let stopped = Arc::clone(&stop);

@@ -12,7 +12,7 @@ mod websocket;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use foldhash::fast::RandomState;
 use ipnet::IpNet;
@@ -20,6 +20,7 @@ use ipnet::IpNet;
 /// Why a session ended: one list for log line, metric label and goodbye.
 pub use crate::metrics::DisconnectReason as CloseReason;
 use crate::metrics::Rejection;
+use crate::profile::waits::Mutex;
 use crate::wire::ErrorCode;
 
 /// Counts connections: in all and per address (BEHAVIOUR.md 1.10).
@@ -84,8 +85,7 @@ impl Gate {
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
-        // Nothing panics while holding the lock.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Takes a place for a connection.

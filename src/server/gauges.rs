@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::admin::health::{Health, HealthInfo};
 use crate::clock;
 use crate::config::Settings;
+use crate::errors;
 use crate::log;
 use crate::metrics::{BuildInfo, Metric, Metrics, MetricsOptions, TOPIC_SERIES_MAX, free_disk_bytes};
 use crate::shard::settings::InForce;
@@ -39,7 +40,6 @@ pub(super) fn start_metrics(shards: usize) -> Arc<Metrics> {
         Metric::Disconnects,
         Metric::Connections,
         Metric::DecodeErrors,
-        Metric::Panics,
         Metric::Pings,
         Metric::MessagesBroadcast,
         Metric::MessagesDelivered,
@@ -75,6 +75,7 @@ pub(super) fn provide(
 
 #[expect(clippy::cast_precision_loss, reason = "metrics are doubles; 2^53 of anything here is out of reach")]
 fn provide_metrics(database: &Path, metrics: &Metrics, store: &Arc<SqliteStore>) {
+    metrics.provide(Metric::Panics, || Some(errors::panics() as f64));
     let queue = Arc::downgrade(store);
     metrics.provide(Metric::DbQueueDepth, move || queue.upgrade().map(|store| store.queue_depth() as f64));
     let directory = database.parent().unwrap_or(database).to_owned();

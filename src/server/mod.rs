@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use crate::admin::health::Health;
+use crate::admin::profiles::{ProfileOptions, ProfileServer};
 use crate::admin::{AdminError, AdminOptions, AdminServer, BearerToken};
 use crate::clock;
 use crate::config::{self, Environment, Flags, Loaded, Settings};
@@ -34,6 +35,7 @@ use crate::net::door::Door;
 use crate::net::ssh_login::HostKeyError;
 use crate::net::{Gate, backlog, tcp};
 use crate::passwords::{DeliverHash, Passwords, Pool};
+use crate::profile::waits;
 use crate::shard::settings::InForce;
 use crate::shard::{Bus, Parts, Rates, ShardEvent};
 use crate::store::desk::Desk;
@@ -160,6 +162,9 @@ fn start_tracker(settings: &config::Log) -> Result<Option<(Tracker, Tap)>, Strin
 fn start_log(loaded: &Loaded, environment: &Environment, tap: Option<Tap>) -> Result<Logging, ServeError> {
     let log = log::init(LogOptions { tap, ..log_options(loaded, environment) })?;
     std::panic::set_hook(Box::new(errors::hook));
+    if let config::ConfigFile::Read(path) | config::ConfigFile::Missing(path) = &loaded.file {
+        info!("Config: {}", path.display());
+    }
     for notice in &loaded.notices {
         info!("{notice}");
     }
@@ -180,6 +185,8 @@ fn run(
 ) -> Result<(), ServeError> {
     let settings = &loaded.settings;
     let database = &settings.server.database_path;
+    waits::set_block_rate(settings.admin.block_profile_rate.map_or(0, |rate| rate.get().into()));
+    waits::set_mutex_fraction(settings.admin.mutex_profile_fraction.map_or(0, |fraction| fraction.get().into()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let _entered = runtime.enter();
     let mut signals = Signals::listen()?;
@@ -192,7 +199,8 @@ fn run(
     let metrics = start_metrics(shards);
     let health = Health::new(env!("CARGO_PKG_VERSION"), shards, clock::monotonic_ms());
     let token = BearerToken::new(metrics_token(settings));
-    let admin = start_admin(settings, &token, &metrics, &health)?;
+    let profiles = start_profiles(settings, &token, &metrics)?;
+    let admin = start_admin(settings, &token, &metrics, &health, profiles.as_ref().map(ProfileServer::address))?;
 
     let bus = Arc::new(Bus::new(shards));
     let desk = Arc::new(Desk::new(Arc::clone(&bus) as _));
@@ -212,6 +220,7 @@ fn run(
         bus: Arc::clone(&bus),
         rates: Arc::clone(&rates),
         metrics: Arc::clone(&metrics),
+        stopwatch: tcp::mono_micros,
         now: tcp::now(),
     };
     let (ended, shard_ends) = sync_channel(shards);
@@ -255,6 +264,9 @@ fn run(
     bus.close();
     info!("Closing the database...");
     let closed = store.stop(STORE_DEADLINE).inspect_err(|error| error!("{error}"));
+    if let Some(profiles) = profiles {
+        profiles.stop();
+    }
     if let Some(admin) = admin {
         admin.stop();
     }
@@ -269,11 +281,22 @@ fn default_shards() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 
+fn start_profiles(
+    settings: &Settings,
+    token: &BearerToken,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<ProfileServer>, ServeError> {
+    let Some(listen) = settings.admin.profile_listen else { return Ok(None) };
+    let server = ProfileServer::start(ProfileOptions::new(listen, token.clone()), Arc::clone(metrics))?;
+    Ok(Some(server))
+}
+
 fn start_admin(
     settings: &Settings,
     token: &BearerToken,
     metrics: &Arc<Metrics>,
     health: &Arc<Health>,
+    profiles: Option<SocketAddr>,
 ) -> Result<Option<AdminServer>, ServeError> {
     let Some(listen) = settings.admin.metrics_listen else { return Ok(None) };
     let options = AdminOptions {
@@ -281,6 +304,7 @@ fn start_admin(
         allow_remote: true,
         hosts: Vec::new(),
         token: token.clone(),
+        profiles,
         limits: Default::default(),
     };
     let server = AdminServer::start(options, Arc::clone(metrics), Arc::clone(health))?;
@@ -319,16 +343,19 @@ fn announce_channels(channels: &[Channel]) {
 }
 
 fn announce_start(settings: &Settings, database: &Path, port: u16) {
-    let backlog = backlog::limit().unwrap_or(0);
-    info!("TCP server listening on :{port} (kernel listen backlog: {backlog})");
-    if backlog < backlog::ADVISED {
+    let limit = backlog::limit();
+    let shown = limit.map_or_else(|| "unknown".to_owned(), |limit| limit.to_string());
+    info!("TCP server listening on :{port} (kernel listen backlog: {shown})");
+    if let Some(backlog) = limit.filter(|limit| *limit < backlog::ADVISED) {
         warn!(
             "the kernel listen backlog is {backlog}; raise net.core.somaxconn to {} for bursts of clients",
             backlog::ADVISED
         );
     }
     let directory = if settings.discovery.directory_enabled { "enabled" } else { "disabled" };
-    info!(database = %database.display(), directory, "SuperChat server {} started successfully", env!("CARGO_PKG_VERSION"));
+    info!("Directory mode {directory}");
+    info!(database = %database.display(), "SuperChat server {} started successfully", env!("CARGO_PKG_VERSION"));
+    info!("Port: {port}");
 }
 
 /// Over how long the goodbyes are spread.

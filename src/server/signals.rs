@@ -57,8 +57,10 @@ pub(super) struct Watched<'a, 'r> {
 /// Waits for the end, and looks after what needs looking after. Returns whether a part failed.
 pub(super) async fn watch(signals: &mut Signals, failures: &mut Receiver<()>, mut watched: Watched<'_, '_>) -> bool {
     let mut interval = tokio::time::interval(WATCH_INTERVAL);
+    let mut status = tokio::time::interval(STATUS_INTERVAL);
     let mut watchdog = watched.notifier.watchdog_interval().map(tokio::time::interval);
-    let mut watch = Watch { overflows: backlog::overflows(), ..Watch::default() };
+    let mut watch = Watch::new();
+    watched.probe(&mut watch);
     watched.ready(&mut watch);
     loop {
         tokio::select! {
@@ -70,8 +72,9 @@ pub(super) async fn watch(signals: &mut Signals, failures: &mut Receiver<()>, mu
             _ = signals.quieter.recv() => { let levels = watched.log.lower(); warn!("log level lowered to {levels}"); }
             _ = interval.tick() => {
                 watch.look(watched.metrics);
-                watched.show(&mut watch);
+                watched.probe(&mut watch);
             }
+            _ = status.tick() => watched.show(&mut watch),
             () = tick(watchdog.as_mut()) => watched.feed(&mut watch),
         }
     }
@@ -110,8 +113,15 @@ impl Watched<'_, '_> {
         }
     }
 
+    /// Looks at the database for the status line: a write each time, so less often than the rest.
+    fn probe(&self, watch: &mut Watch) {
+        if self.notifier.is_heard() {
+            watch.database = self.health.database_lately(clock::monotonic_ms());
+        }
+    }
+
     fn status(&self, watch: &Watch) -> String {
-        let database = match self.health.database_lately(clock::monotonic_ms()) {
+        let database = match &watch.database {
             Ok(()) => "ok".to_owned(),
             Err(reason) => format!("error ({reason})"),
         };
@@ -135,11 +145,12 @@ impl Watched<'_, '_> {
     }
 }
 
-#[derive(Default)]
 struct Watch {
     overflows: Option<u64>,
     looks: u32,
     last: (u64, u64, u64),
+    /// What was last heard of the database.
+    database: Result<(), String>,
     /// How the last reload went.
     reloaded: Option<String>,
     /// The status line as it stands.
@@ -149,6 +160,20 @@ struct Watch {
 }
 
 impl Watch {
+    fn new() -> Self {
+        let nothing = (0, 0, 0);
+        let overflows = backlog::overflows();
+        Self {
+            overflows,
+            looks: 0,
+            last: nothing,
+            database: Ok(()),
+            reloaded: None,
+            shown: String::new(),
+            is_starving: false,
+        }
+    }
+
     fn look(&mut self, metrics: &Metrics) {
         let overflows = backlog::overflows();
         if let (Some(before), Some(now)) = (self.overflows, overflows)

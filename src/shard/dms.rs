@@ -8,7 +8,6 @@ use tracing::debug;
 
 use super::clients::Held;
 use super::outbox::Broadcast;
-use super::presence::TICK_MS;
 use super::roster::Repeat;
 use super::session::{SessionKey, SignedIn};
 use super::{Shard, token};
@@ -28,9 +27,19 @@ pub struct Dms {
     greetings: Vec<Held>,
     /// Visitors who are gone, and whom the store must still be told of.
     departures: Vec<SessionId>,
-    /// When the store, which was busy, is told again; in monotonic milliseconds.
+    /// When the store, which was busy or failed, is told again; in monotonic milliseconds.
     retry_at: Option<u64>,
 }
+
+/// Milliseconds before the store is told again of a visitor who is gone.
+const RETRY_MS: u64 = 100;
+
+/// Part of a token that is no session's place: the outcome belongs to a visitor who is gone.
+const DEPARTED: SessionKey = SessionKey(u32::MAX);
+
+/// Marks a session's place in the token of what nobody asked for, so that no request is taken for answered by it. Tables of
+/// sessions never grow that large.
+const UNASKED: u32 = 1 << 31;
 
 impl Shard {
     /// Signs a session in or out. What it follows as whoever it was before, and may not enter as whoever it is now, ends.
@@ -165,6 +174,10 @@ impl Shard {
         for key in self.sessions_of(&left.who) {
             self.expel(key, |channel| channel == left.channel);
         }
+        // When the server stops, nobody is told of each one who goes.
+        if self.draining.is_some() {
+            return;
+        }
         let frame = participant_left(left.channel, &left.who);
         for participant in rest.participants.iter().flat_map(|inside| inside.iter()) {
             self.tell_side(participant, None, frame.clone());
@@ -203,16 +216,27 @@ impl Shard {
 
     /// Tells the store of visitors who are gone, as far as it takes them.
     pub(super) fn tell_departures(&mut self) {
+        if self.dms.departures.is_empty() || self.dms.retry_at.is_some_and(|at| at > self.now.mono) {
+            return;
+        }
         self.dms.retry_at = None;
         while let Some(session) = self.dms.departures.last().copied() {
-            // The session is over, so the outcome is an answer to nobody.
-            let ticket = Ticket { shard: self.id, token: u64::MAX };
+            let ticket = Ticket { shard: self.id, token: token(DEPARTED, session) };
             let submission = Submission { ticket, command: Command::ForgetVisitor { session } };
             if self.store.submit(submission).is_err() {
-                self.dms.retry_at = Some(self.now.mono + TICK_MS);
+                self.dms.retry_at = Some(self.now.mono + RETRY_MS);
                 return;
             }
             self.dms.departures.pop();
+        }
+    }
+
+    /// An outcome came back to no session: what the storage failed to forget is tried again.
+    pub(super) fn departure_came_back(&mut self, token_value: u64, is_done: bool) {
+        let session = SessionId(token_value >> 32);
+        if token(DEPARTED, session) == token_value && !is_done {
+            self.dms.departures.push(session);
+            self.dms.retry_at = Some(self.now.mono + RETRY_MS);
         }
     }
 
@@ -233,7 +257,7 @@ impl Shard {
         for (key, id) in waiting {
             let Some(key) = self.clients.still((key, id)) else { continue };
             let Some(user) = self.clients.session(key).user() else { continue };
-            let ticket = Ticket { shard: self.id, token: token(key, id) };
+            let ticket = Ticket { shard: self.id, token: token(SessionKey(key.0 | UNASKED), id) };
             if self.store.ask(ticket, Query::Dms { user }).is_err() {
                 self.dms.greetings.push((key, id));
             }
@@ -243,12 +267,12 @@ impl Shard {
 
     /// An encrypted conversation waits for the key, because without one a client can only complain.
     pub(super) fn tell_dms(&mut self, token: u64, overview: &DmOverview) {
-        let Some(key) = self.find(token) else { return };
+        let Some(key) = self.find(token & !u64::from(UNASKED)) else { return };
         let session = self.clients.session(key);
         if session.user() != Some(overview.user) {
             return;
         }
-        let has_key = session.busy().has_provided_key;
+        let has_key = session.has_provided_key();
         for found in overview.found.iter().filter(|found| has_key || found.other.key.is_none()) {
             self.tell_found(key, found);
         }

@@ -14,6 +14,7 @@ pub mod outbox;
 pub mod presence;
 mod publish;
 pub mod rate;
+mod refusals;
 mod request;
 pub mod roster;
 mod service;
@@ -22,7 +23,7 @@ pub mod settings;
 pub mod topics;
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
@@ -31,7 +32,7 @@ use tracing::debug;
 
 pub use channels::{Channels, NoPlace, Place};
 pub use clients::Clients;
-use clients::key_of;
+use clients::{Held, key_of};
 use drain::Drain;
 pub use event::{Accepted, Bus, KeyLogin, ShardEvent};
 use input::OUTBOX_PAUSE_BYTES;
@@ -83,6 +84,9 @@ pub struct Parts {
     pub bus: Arc<Bus>,
     pub rates: Arc<Rates>,
     pub metrics: Arc<Metrics>,
+    /// Monotonic microseconds at the moment, on the scale of [`Now::mono_micros`]: for durations that metrics show, and for
+    /// nothing that a client can see.
+    pub stopwatch: fn() -> u64,
     pub now: Now,
 }
 
@@ -105,6 +109,9 @@ pub struct Shard {
     resumable: Vec<SessionKey>,
     /// When sessions may have been silent for too long; an entry is looked at again when it comes up.
     idle: BinaryHeap<Reverse<(u64, SessionId, SessionKey)>>,
+    /// Sessions with refusals that the log is to be told of, and when; the earliest in front.
+    untold: VecDeque<(u64, Held)>,
+    stopwatch: fn() -> u64,
     store: Arc<dyn Store>,
     passwords: Arc<dyn Passwords>,
     bus: Arc<Bus>,
@@ -188,6 +195,8 @@ impl Shard {
             departed: Vec::new(),
             resumable: Vec::new(),
             idle: BinaryHeap::new(),
+            untold: VecDeque::new(),
+            stopwatch: parts.stopwatch,
             store: parts.store,
             passwords: parts.passwords,
             bus: parts.bus,
@@ -236,7 +245,8 @@ impl Shard {
         self.leave(key);
         let user = self.clients.session(key).user();
         self.forget_account(key, user);
-        let session = self.clients.sessions.remove(key.0 as usize);
+        let mut session = self.clients.sessions.remove(key.0 as usize);
+        refusals::tell(&mut session);
         self.inbox_bytes -= session.inbox.len();
         if session.nickname.is_some() {
             self.tell_person(session.id, None, None, Repeat::default());
@@ -251,9 +261,12 @@ impl Shard {
 
     /// One outcome of a commit: first the answer to whoever asked, then the event to everybody else.
     pub fn outcome(&mut self, outcome: &Outcome, tally: Option<&Arc<FanoutTally>>) {
-        let asker = outcome.ticket.filter(|ticket| ticket.shard == self.id).and_then(|ticket| self.find(ticket.token));
-        if let Some(key) = asker {
-            self.answer_outcome(key, &outcome.result);
+        let ticket = outcome.ticket.filter(|ticket| ticket.shard == self.id);
+        let asker = ticket.and_then(|ticket| self.find(ticket.token));
+        match (asker, ticket) {
+            (Some(key), _) => self.answer_outcome(key, &outcome.result),
+            (None, Some(ticket)) => self.departure_came_back(ticket.token, outcome.result.is_ok()),
+            (None, None) => {}
         }
         if let Ok(event) = &outcome.result {
             let recipients = self.publish(event, asker);
@@ -350,10 +363,14 @@ impl Shard {
     #[must_use]
     pub fn due(&self) -> Option<u64> {
         let idle = self.idle.peek().map(|Reverse((at, ..))| *at);
-        [self.presence_due(), self.departures_due(), idle, self.drain_due()].into_iter().flatten().min()
+        [self.presence_due(), idle, self.departures_due(), self.refusals_due(), self.drain_due()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
-    /// Presence that is due, sessions that are idle or, when the server stops, to be told so.
+    /// Presence that is due, sessions that are idle or, when the server stops, to be told so, refusals that the log was not
+    /// told of.
     pub fn tick(&mut self) {
         if self.presence_due().is_some_and(|due| due <= self.now.mono) {
             self.presence_tick();
@@ -366,6 +383,7 @@ impl Shard {
             self.idle.pop();
             self.check_idle(id, key);
         }
+        self.tell_refusals();
     }
 
     /// Nobody is told of those whom a stopping server sends away (BEHAVIOUR.md 1.11).

@@ -49,15 +49,21 @@ impl Shard {
     /// Notes how long the request at hand took, if its answer is queued.
     pub(super) fn measure_request(&self, key: SessionKey) {
         if self.clients.get(key).is_none_or(|session| !matches!(session.flight, Flight::Waiting(_))) {
-            self.metrics.request(self.request.code, self.now.mono_micros.saturating_sub(self.request.read_at));
+            self.metrics.request(self.request.code, self.micros_taken());
         }
     }
 
     pub(super) fn measure_post(&self, is_durable: bool) {
-        let micros = self.now.mono_micros.saturating_sub(self.request.read_at);
+        let micros = self.micros_taken();
         self.metrics.request(client::PostMessage::CODE, micros);
         if is_durable {
             self.metrics.post_ack(micros);
         }
+    }
+
+    /// A turn has one time, so the work within it would take none: the clock itself is asked. That costs 0.1 us, the
+    /// write to the socket that follows 4.
+    fn micros_taken(&self) -> u64 {
+        (self.stopwatch)().saturating_sub(self.request.read_at)
     }
 }

@@ -5,12 +5,14 @@ use std::net::IpAddr;
 
 use super::outbox::{Class, Outbox};
 use super::rate::TokenBucket;
+use super::refusals::Refusals;
 use super::request::Request;
 use super::topics::Spelling;
 use super::{Continuation, Person};
 use crate::ids::{ChannelId, InviteId, MessageId, SessionId, UserId};
 use crate::limits::KEYS_ASKED_REMEMBERED;
 use crate::net::Admission;
+use crate::profile::tasks::Entry;
 use crate::store::{Actor, FLAG_ADMIN, Name, Participant, Viewer};
 use crate::wire::ErrorCode;
 use crate::wire::frame::PeerVersion;
@@ -27,6 +29,7 @@ pub struct Session {
     pub admission: Admission,
     pub version: PeerVersion,
     pub nickname: Option<Name>,
+    /// Changed by [`super::Shard::set_account`] only, because what the session may follow depends on it.
     pub account: Option<SignedIn>,
     /// The place joined, and how the client names it.
     pub joined: Option<(ChannelId, Spelling)>,
@@ -90,8 +93,8 @@ pub struct Posts(VecDeque<Post>);
 
 #[derive(Debug)]
 enum Post {
-    /// On its way to the writer.
-    UnderWay(Request),
+    /// On its way to the writer, and seen there by profiles.
+    UnderWay(Request, Entry),
     /// Refused before it could get there.
     Refused(RefusedPost),
 }
@@ -115,8 +118,8 @@ impl Posts {
         self.0.len()
     }
 
-    pub fn submitted(&mut self, request: Request) {
-        self.0.push_back(Post::UnderWay(request));
+    pub fn submitted(&mut self, request: Request, entry: Entry) {
+        self.0.push_back(Post::UnderWay(request, entry));
     }
 
     pub fn refuse(&mut self, code: ErrorCode, text: &str) {
@@ -126,7 +129,10 @@ impl Posts {
     /// The oldest post came back from the writer.
     pub fn came_back(&mut self) -> Option<Request> {
         match self.0.pop_front() {
-            Some(Post::UnderWay(request)) => Some(request),
+            Some(Post::UnderWay(request, entry)) => {
+                drop(entry);
+                Some(request)
+            }
             _ => None,
         }
     }
@@ -148,6 +154,8 @@ impl Posts {
 pub struct Waiting {
     pub next: Continuation,
     pub request: Request,
+    /// By which profiles see what it waits for.
+    pub entry: Entry,
 }
 
 impl std::fmt::Debug for Waiting {
@@ -165,6 +173,7 @@ pub struct Busy {
     /// Subchannels the client last named as (parent, sub).
     pub pair_spelled: Vec<ChannelId>,
     pub requests: TokenBucket,
+    pub refusals: Refusals,
     /// Monotonic milliseconds of the sign-in by password, which for a while excuses the old password of a renamed account
     /// from being compared (D-08).
     pub by_password_at: Option<u64>,
@@ -270,11 +279,18 @@ impl Session {
         Viewer { user: self.user(), session: self.id, is_admin: self.is_admin() }
     }
 
-    /// As a side of a direct message, once there is a nickname.
+    /// As a side of a direct message. Without a nickname it is one of none.
     #[must_use]
-    pub fn participant(&self) -> Option<Participant> {
+    pub fn participant(&self) -> Participant {
         let session = self.account.is_none().then_some(self.id);
-        self.nickname.clone().map(|nickname| Participant { user: self.user(), session, nickname })
+        let nickname = self.nickname.clone().unwrap_or_else(|| Name::from(&b""[..]));
+        Participant { user: self.user(), session, nickname }
+    }
+
+    /// See [`Busy::has_provided_key`].
+    #[must_use]
+    pub fn has_provided_key(&self) -> bool {
+        self.busy.as_ref().is_some_and(|busy| busy.has_provided_key)
     }
 
     /// Whether a key may be asked for on account of this invitation: that happens once.
@@ -304,6 +320,11 @@ impl Session {
 
     pub fn busy(&mut self) -> &mut Busy {
         self.busy.get_or_insert_default()
+    }
+
+    /// What the log was told of its refusals, if it may have had any.
+    pub fn refusals(&mut self) -> Option<&mut Refusals> {
+        self.busy.as_mut().map(|busy| &mut busy.refusals)
     }
 
     #[must_use]

@@ -572,3 +572,33 @@ mod silence {
         assert_eq!(idle.quiet(), []);
     }
 }
+
+/// Without descriptors nobody can be let in, and trying again at once would take a core (D-41).
+mod descriptors {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+
+    use super::*;
+
+    /// Pauses before the eighth failure: 5, 10, 20 and so on to 320 ms.
+    const PAUSES: Duration = Duration::from_millis(635);
+    const FAILURES: usize = 8;
+
+    #[test]
+    fn a_server_without_descriptors_backs_off_and_lets_in_who_waited() {
+        let server = Server::start(Settings::new());
+        let mut inside = server.client();
+        let pid = Pid::from_raw(i32::try_from(server.pid()).unwrap());
+        let limit = |limit: Rlimit| prlimit(pid, Resource::Nofile, limit).unwrap();
+        // What is open stays open. The harsher limit is the server's own, its hard one stays what it has from us.
+        let before = limit(Rlimit { current: Some(3), ..getrlimit(Resource::Nofile) });
+        let began = clock::instant();
+        let mut waiting = Link::connect(server.address()).unwrap();
+        let failures = || server.output().matches("Accept error: Too many open files").count();
+        let seen = clock::poll(PATIENCE, || (failures() >= FAILURES).then_some(()));
+        assert_eq!(seen, Some(()), "{} failures: {}", failures(), server.output());
+        assert!(began.elapsed() >= PAUSES, "tried again {} times in {:?}", failures(), began.elapsed());
+        assert_eq!(inside.ask(Ping { timestamp: 7 }, "PONG")["client_timestamp"], "7");
+        limit(before);
+        assert!(matches!(waiting.next(PATIENCE), Incoming::Frame(frame) if frame.name == "SERVER_CONFIG"));
+    }
+}

@@ -9,6 +9,7 @@ mod accounts;
 mod chat;
 mod client;
 mod connections;
+mod dms;
 mod limits;
 mod malformed;
 mod presence;

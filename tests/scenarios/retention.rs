@@ -157,13 +157,14 @@ fn forget_who_made_it(server: &Server) {
 fn dead_invites_servers_and_read_marks_go_and_bans_stay() {
     let mut server = start();
     drop(registered(&server, "alice"));
+    drop(registered(&server, "bob"));
     server.stop();
     operator(&server)
         .execute_batch(
             "INSERT INTO UserChannelState (user_id, channel_id, last_read_at, updated_at) VALUES
                  (1, 1, 1, unixepoch() - 91 * 86400), (1, 2, 1, unixepoch() - 89 * 86400);
-             INSERT INTO DMInvite (id, initiator_session_id, target_session_id, created_at) VALUES
-                 (8, 1, 2, (unixepoch() - 31 * 86400) * 1000), (9, 3, 4, (unixepoch() - 29 * 86400) * 1000);
+             INSERT INTO DMInvite (id, initiator_user_id, target_user_id, created_at) VALUES
+                 (8, 1, 2, (unixepoch() - 31 * 86400) * 1000), (9, 2, 1, (unixepoch() - 29 * 86400) * 1000);
              INSERT INTO DiscoveredServer (hostname, port, name, description, last_heartbeat, discovered_via, created_at)
              VALUES
                  ('dead', 1, '', '', (unixepoch() - 8 * 86400) * 1000, 'gossip', 1),

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use superchat::ids::{ChannelId, MessageId, SessionId};
-use superchat::store::{Command, Event, Name, Refusal};
+use superchat::ids::{ChannelId, InviteId, MessageId, SessionId};
+use superchat::store::{Channel, Command, DmLeft, Event, Name, Participant, Refusal, Viewer};
 
 use crate::request::Place;
 
@@ -42,6 +42,21 @@ pub enum Milestone {
     FlushWithinBatch,
     /// Bytes waited for a socket.
     Spill,
+    /// A message of a conversation reached somebody in it.
+    DmHeard,
+    /// Somebody who takes no part in a conversation was refused it.
+    DmRefused,
+    /// A session lost its marks of a conversation because it is no longer in it, or no longer who it was.
+    DmLost,
+}
+
+/// How long somebody was in a conversation.
+#[derive(Debug, Clone)]
+struct Stay {
+    who: Participant,
+    /// Outcomes that had been committed when they came, and those when they went.
+    from: usize,
+    to: usize,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +67,10 @@ pub struct Facts {
     pub messages: BTreeMap<MessageId, Fact>,
     /// All channels there ever were, each with its parent.
     pub channels: BTreeMap<ChannelId, Option<ChannelId>>,
+    /// Conversations there ever were, and everybody who ever was in them.
+    dms: BTreeMap<ChannelId, Vec<Stay>>,
+    /// Invitations there ever were, the newest last.
+    pub invites: BTreeSet<InviteId>,
     /// Channels that clients can know of.
     pub announced: Vec<ChannelId>,
     pub dropped: BTreeSet<ChannelId>,
@@ -91,9 +110,52 @@ impl Facts {
         }
     }
 
-    /// Whether the place was there all the time.
+    /// Whether the place was there all the time, and for everybody.
     pub fn is_steady(&self, channel: ChannelId) -> bool {
-        self.channels.contains_key(&channel) && !self.dropped.contains(&channel)
+        self.channels.contains_key(&channel) && !self.dropped.contains(&channel) && !self.is_dm(channel)
+    }
+
+    pub fn is_dm(&self, channel: ChannelId) -> bool {
+        self.dms.contains_key(&channel)
+    }
+
+    pub fn dms(&self) -> impl Iterator<Item = ChannelId> {
+        self.dms.keys().copied()
+    }
+
+    fn stays(&self, channel: ChannelId, viewer: Viewer) -> impl Iterator<Item = &Stay> {
+        let stays = self.dms.get(&channel).into_iter().flatten();
+        stays.filter(move |stay| viewer.is(&stay.who))
+    }
+
+    /// Whether the viewer was in the conversation once all of `from..=to` outcomes were applied, at one moment of these.
+    pub fn may_be_in(&self, channel: ChannelId, viewer: Viewer, from: usize, to: usize) -> bool {
+        self.stays(channel, viewer).any(|stay| stay.from <= to && stay.to >= from)
+    }
+
+    /// The same at every moment of these.
+    pub fn is_in_throughout(&self, channel: ChannelId, viewer: Viewer, from: usize, to: usize) -> bool {
+        self.stays(channel, viewer).any(|stay| stay.from <= from && stay.to >= to)
+    }
+
+    fn came(&mut self, channel: &Channel, position: usize) {
+        self.channels.insert(channel.id, None);
+        let stays = self.dms.entry(channel.id).or_default();
+        for who in channel.participants.iter().flat_map(|inside| inside.iter()) {
+            if !stays.iter().any(|stay| stay.to == usize::MAX && stay.who.is_same(who)) {
+                stays.push(Stay { who: who.clone(), from: position + 1, to: usize::MAX });
+            }
+        }
+    }
+
+    fn went(&mut self, left: &DmLeft, position: usize) {
+        let stays = self.dms.entry(left.channel).or_default();
+        for stay in stays.iter_mut().filter(|stay| stay.to == usize::MAX && stay.who.is_same(&left.who)) {
+            stay.to = position;
+        }
+        if left.rest.is_none() {
+            self.dropped.insert(left.channel);
+        }
     }
 
     pub fn is_steady_message(&self, message: MessageId) -> bool {
@@ -160,6 +222,11 @@ impl Facts {
             (Event::Registered { nickname, .. } | Event::Renamed { nickname, .. }, _) => {
                 self.accounts.insert(nickname.clone());
             }
+            (Event::DmOpened { dm, .. }, _) => self.came(&dm.channel, position),
+            (Event::KeyProvided { opened, .. }, _) => opened.iter().for_each(|dm| self.came(&dm.channel, position)),
+            (Event::DmInvited { invite, .. }, _) => drop(self.invites.insert(invite.id)),
+            (Event::DmLeft(left), _) => self.went(left, position),
+            (Event::VisitorForgotten { left }, _) => left.iter().for_each(|left| self.went(left, position)),
             _ => {}
         }
     }

@@ -150,6 +150,9 @@ impl Link {
             Request::Garbage => self.has_raved = true,
             _ => self.frame_ends.push_back(self.sent),
         }
+        if request.may_fail_silently() {
+            self.ask(&Request::Ping { token: -1 });
+        }
     }
 
     /// The next bytes that the server reads, at most `count`.

@@ -7,6 +7,7 @@
 //! - `link`     a connection: bytes in both directions, a socket of some size
 //! - `request`  what clients ask
 //! - `store`    the second backend of `superchat::store`: all in memory
+//! - `dms`      direct messages in that backend, and which frames of them are owed to whom
 //! - `facts`    what was committed: the truth
 //! - `view`     what one client learns from its frames, and what it must find in them
 //! - `rule`     the promises
@@ -18,6 +19,7 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 #![allow(unreachable_pub, reason = "modules of a test binary have no other crate to be reached from")]
 
+mod dms;
 mod facts;
 mod link;
 mod random;
@@ -39,8 +41,8 @@ use rule::{Rule, Violation};
 use sabotage::Sabotage;
 use superchat::wire::ErrorCode;
 use superchat::wire::server::{
-    ChannelCreated, ChannelPresence, MessageDeleted, MessageEdited, NewMessage, ServerPresence, SubchannelCreated,
-    UserInfo,
+    ChannelCreated, ChannelPresence, DmDeclined, DmParticipantLeft, DmPending, DmReady, DmRequest, KeyRequired,
+    MessageDeleted, MessageEdited, NewMessage, ServerPresence, SubchannelCreated, UserInfo,
 };
 use world::World;
 
@@ -65,6 +67,15 @@ const MILESTONES: &[Milestone] = &[
     Milestone::GroupCommit,
     Milestone::FlushWithinBatch,
     Milestone::Spill,
+    Milestone::DmHeard,
+    Milestone::DmRefused,
+    Milestone::DmLost,
+    Milestone::Frame(KeyRequired::CODE),
+    Milestone::Told(DmReady::CODE),
+    Milestone::Told(DmPending::CODE),
+    Milestone::Told(DmRequest::CODE),
+    Milestone::Told(DmDeclined::CODE),
+    Milestone::Told(DmParticipantLeft::CODE),
     Milestone::Frame(NewMessage::CODE),
     Milestone::Frame(ServerPresence::CODE),
     Milestone::Frame(ChannelPresence::CODE),
@@ -212,6 +223,7 @@ noticed! {
     a_frame_that_never_comes_is_noticed PhantomFrames
     a_delayed_reader_is_noticed DelayedReaders
     a_leaked_channel_is_noticed LeakedChannels
+    a_leaked_conversation_is_noticed LeakedDms
     closing_a_healthy_reader_is_noticed HastyClosing
     sparing_a_slow_reader_is_noticed EndlessPatience
 }

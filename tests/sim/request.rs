@@ -1,9 +1,9 @@
 //! What a simulated client may ask, its bytes, and how one is chosen.
 
 use bytes::Bytes;
-use superchat::ids::{ChannelId, MessageId};
+use superchat::ids::{ChannelId, InviteId, MessageId, SessionId};
 use superchat::wire::client as say;
-use superchat::wire::codec::{Bounded, Tail, Wire};
+use superchat::wire::codec::{Bounded, DmTarget, Tail, Wire};
 use superchat::wire::frame;
 
 use crate::facts::Facts;
@@ -26,6 +26,13 @@ pub const NAMES: [&str; 7] = ["root", "amy", "bob", "cat", "dan", "eve", "fay"];
 
 /// An account that is asked about and never used, so that its USER_INFO is always an answer.
 pub const ABSENT: &str = "zoe";
+
+/// Whom a conversation is started with.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Target {
+    Name(&'static str),
+    Session(SessionId),
+}
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Request {
@@ -79,6 +86,22 @@ pub enum Request {
         place: Place,
     },
     Info,
+    StartDm {
+        target: Target,
+        allow_unencrypted: bool,
+    },
+    /// What follows is a PING, so that a refusal has a place.
+    ProvideKey {
+        byte: u8,
+    },
+    Allow {
+        invite: InviteId,
+    },
+    /// As [`Self::ProvideKey`].
+    Decline {
+        invite: InviteId,
+    },
+    LeaveForGood,
     CreateChannel {
         name: Bytes,
     },
@@ -94,7 +117,12 @@ pub enum Request {
 impl Request {
     /// Whether no answer comes when all goes well.
     pub fn is_silent(&self) -> bool {
-        matches!(self, Self::Logout)
+        matches!(self, Self::Logout) || self.may_fail_silently()
+    }
+
+    /// Whether only a refusal is told.
+    pub fn may_fail_silently(&self) -> bool {
+        matches!(self, Self::ProvideKey { .. } | Self::Decline { .. })
     }
 
     /// Whether nothing sent behind it is read.
@@ -144,6 +172,11 @@ impl Request {
             Self::Unfollow { message } => {
                 put(out, say::UnsubscribeThread::CODE, &say::UnsubscribeThread { thread_id: *message });
             }
+            Self::StartDm { .. }
+            | Self::ProvideKey { .. }
+            | Self::Allow { .. }
+            | Self::Decline { .. }
+            | Self::LeaveForGood => self.write_about_dms(out),
             Self::Post { .. }
             | Self::Edit { .. }
             | Self::Delete { .. }
@@ -207,6 +240,37 @@ impl Request {
     }
 }
 
+impl Request {
+    fn write_about_dms(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::StartDm { target, allow_unencrypted } => {
+                let target = match target {
+                    Target::Name(name) => DmTarget::Nickname(name.as_bytes()),
+                    Target::Session(session) => DmTarget::Session(*session),
+                };
+                put(out, say::StartDm::CODE, &say::StartDm { target, allow_unencrypted: *allow_unencrypted });
+            }
+            Self::ProvideKey { byte } => {
+                let request = say::ProvidePublicKey { key_type: 1, public_key: [*byte; 32], label: b"" };
+                put(out, say::ProvidePublicKey::CODE, &request);
+            }
+            Self::Allow { invite } => {
+                let request = say::AllowUnencrypted { dm_channel_id: *invite, permanent: false };
+                put(out, say::AllowUnencrypted::CODE, &request);
+            }
+            Self::Decline { invite } => {
+                put(out, say::DeclineDm::CODE, &say::DeclineDm { dm_channel_id: *invite });
+            }
+            Self::LeaveForGood => {
+                let request =
+                    say::LeaveChannel { channel_id: ChannelId(0), subchannel_id: None, permanent: Tail(Some(true)) };
+                put(out, say::LeaveChannel::CODE, &request);
+            }
+            other => unreachable!("{other:?} is not about direct messages"),
+        }
+    }
+}
+
 fn new_channel(name: &[u8]) -> say::CreateChannel<'_> {
     say::CreateChannel { name, display_name: name, description: None, channel_type: 1, retention_hours: 24 }
 }
@@ -242,6 +306,11 @@ enum Kind {
     List,
     Users,
     Info,
+    StartDm,
+    ProvideKey,
+    Allow,
+    Decline,
+    LeaveForGood,
     CreateChannel,
     CreateSubchannel,
     Goodbye,
@@ -267,6 +336,11 @@ const HABITS: &[(usize, Kind)] = &[
     (9, Kind::List),
     (5, Kind::Users),
     (2, Kind::Info),
+    (6, Kind::StartDm),
+    (2, Kind::ProvideKey),
+    (6, Kind::Allow),
+    (1, Kind::Decline),
+    (2, Kind::LeaveForGood),
     (1, Kind::CreateChannel),
     (1, Kind::CreateSubchannel),
     (1, Kind::Goodbye),
@@ -283,6 +357,7 @@ const FIRST_STEPS: &[(usize, Kind)] = &[
     (3, Kind::List),
     (3, Kind::Post),
     (2, Kind::Info),
+    (1, Kind::StartDm),
     (1, Kind::Logout),
     (1, Kind::Garbage),
 ];
@@ -324,6 +399,13 @@ impl Author {
             }
             Kind::Users => Request::Users { place },
             Kind::Info => Request::Info,
+            Kind::StartDm => {
+                Request::StartDm { target: some_target(random, view), allow_unencrypted: random.percent(60) }
+            }
+            Kind::ProvideKey => Request::ProvideKey { byte: 1 + u8::try_from(random.below(3)).unwrap() },
+            Kind::Allow => Request::Allow { invite: some_invite(random, facts) },
+            Kind::Decline => Request::Decline { invite: some_invite(random, facts) },
+            Kind::LeaveForGood => Request::LeaveForGood,
             Kind::CreateChannel => Request::CreateChannel { name: self.name(view) },
             Kind::CreateSubchannel => Request::CreateSubchannel { parent: place.channel_id, name: self.name(view) },
             Kind::Goodbye => Request::Goodbye,
@@ -361,8 +443,27 @@ fn some_name(random: &mut Random) -> &'static str {
     NAMES[random.below(NAMES.len())]
 }
 
-/// Any place that ever was, or one that never was.
+/// A name, or a session that was seen.
+fn some_target(random: &mut Random, view: &View) -> Target {
+    let seen: Vec<_> = view.roster.keys().copied().collect();
+    match random.pick(&seen).filter(|_| random.percent(40)) {
+        Some(session) => Target::Session(session),
+        None => Target::Name(some_name(random)),
+    }
+}
+
+/// Mostly one of the last, whoever it is for.
+fn some_invite(random: &mut Random, facts: &Facts) -> InviteId {
+    let recent: Vec<_> = facts.invites.iter().rev().take(6).copied().collect();
+    random.pick(&recent).unwrap_or(InviteId(999))
+}
+
+/// Any place that ever was, or one that never was. Conversations are tried by everybody.
 fn some_place(random: &mut Random, facts: &Facts) -> Place {
+    let recent: Vec<_> = facts.dms().collect();
+    if let Some(dm) = random.pick(&recent[recent.len().saturating_sub(5)..]).filter(|_| random.percent(35)) {
+        return facts.place(dm, false);
+    }
     let known = random.pick(&facts.announced).unwrap();
     let channel = if random.percent(2) { ChannelId(999) } else { known };
     facts.place(channel, random.percent(50))

@@ -36,13 +36,15 @@ sabotages! {
     /// A reader never answers.
     LostAnswers 10 => Reply | Rest;
     /// A post that is refused is stored nevertheless.
-    KeptRefusals 10 => Durable;
+    KeptRefusals 10 => Durable | NoLeak;
     /// The model expects each broadcast once more than it comes.
     PhantomFrames 5 => NoGap | Order;
     /// A session's frames are not offered although its socket takes them.
     DelayedReaders 10 => Prompt;
     /// A session hears a channel that it never asked for.
     LeakedChannels 5 => NoGap | NoLeak;
+    /// A session hears a conversation that it takes no part in.
+    LeakedDms 5 => NoGap | NoLeak;
     /// A reader that keeps up is closed as a slow one.
     HastyClosing 2 => SlowReader;
     /// A reader that does not keep up is never closed.

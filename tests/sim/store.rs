@@ -4,10 +4,11 @@
 //! a command is applied, a query answered, an outcome delivered is decided outside.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use superchat::ids::{ChannelId, MessageId, UserId};
+use superchat::ids::{ChannelId, MessageId, SessionId, UserId};
 use superchat::limits::THREAD_DEPTH_MAX;
 use superchat::store::command::NewChannel;
 use superchat::store::query::{Cursor, UnreadTarget};
@@ -15,6 +16,8 @@ use superchat::store::{
     Account, Actor, Answer, Author, Busy, Channel, Command, Event, Message, Name, Query, Refusal, Store, Submission,
     Ticket,
 };
+
+use crate::dms::Dms;
 
 /// Where shards hand in writes and reads.
 #[derive(Default)]
@@ -85,7 +88,8 @@ pub struct Memory {
     /// Former nicknames that still sign in.
     aliases: BTreeMap<Name, UserId>,
     read_marks: BTreeMap<(UserId, ChannelId), i64>,
-    newest_channel: u64,
+    pub dms: Dms,
+    pub newest_channel: u64,
     newest_message: u64,
 }
 
@@ -139,7 +143,14 @@ impl Memory {
                 *mark = (*mark).max(*at);
                 Ok(Event::ReadStateUpdated)
             }
+            about_dms => self.apply_about_dms(about_dms, now),
         }
+    }
+
+    /// Who takes part in a direct message may act in it, and nobody else.
+    fn admit(&self, channel: ChannelId, actor: &Actor) -> Result<(), Refusal> {
+        let channel = self.channels.get(&channel).ok_or(Refusal::ChannelNotFound)?;
+        if actor.viewer().may_enter(channel) { Ok(()) } else { Err(Refusal::NotParticipant) }
     }
 
     fn post(
@@ -150,25 +161,41 @@ impl Memory {
         content: &Bytes,
         now: i64,
     ) -> Result<Event, Refusal> {
-        if !self.channels.contains_key(&channel) {
-            return Err(Refusal::ChannelNotFound);
-        }
+        self.admit(channel, author)?;
         let above = parent.map(|parent| self.root_for_reply(channel, parent)).transpose()?;
-        self.newest_message += 1;
-        let id = MessageId(self.newest_message);
-        let stored = Stored {
-            channel,
-            parent,
-            root: above.unwrap_or(id),
-            author: author.clone(),
-            content: content.clone(),
-            created_at: now,
-            edited_at: None,
-            deleted_at: None,
-        };
-        self.messages.insert(id, stored);
+        let id = self.keep(author, channel, parent, above, content, now);
         self.posts.push((content.clone(), id));
         Ok(Event::Posted(self.shown(id)))
+    }
+
+    fn keep(
+        &mut self,
+        author: &Actor,
+        channel: ChannelId,
+        parent: Option<MessageId>,
+        root: Option<MessageId>,
+        content: &Bytes,
+        now: i64,
+    ) -> MessageId {
+        self.newest_message += 1;
+        let id = MessageId(self.newest_message);
+        let (author, content, root) = (author.clone(), content.clone(), root.unwrap_or(id));
+        let stored =
+            Stored { channel, parent, root, author, content, created_at: now, edited_at: None, deleted_at: None };
+        self.messages.insert(id, stored);
+        id
+    }
+
+    /// A line that the server writes.
+    pub fn write_line(&mut self, channel: ChannelId, text: Bytes, now: i64) {
+        let nobody = Actor {
+            user: None,
+            nickname: Name::from(&b""[..]),
+            flags: 0,
+            session: SessionId(0),
+            address: Ipv4Addr::UNSPECIFIED.into(),
+        };
+        self.keep(&nobody, channel, None, None, &text, now);
     }
 
     fn root_for_reply(&self, channel: ChannelId, parent: MessageId) -> Result<MessageId, Refusal> {
@@ -179,6 +206,8 @@ impl Memory {
     }
 
     fn edit(&mut self, editor: &Actor, id: MessageId, content: &Bytes, now: i64) -> Result<Event, Refusal> {
+        let place = self.messages.get(&id).ok_or(Refusal::MessageNotFound)?.channel;
+        self.admit(place, editor)?;
         let stored = self.messages.get_mut(&id).ok_or(Refusal::MessageNotFound)?;
         if stored.author.user.is_none() {
             return Err(Refusal::AnonymousMessage);
@@ -199,6 +228,8 @@ impl Memory {
     }
 
     fn delete(&mut self, actor: &Actor, id: MessageId, now: i64) -> Result<Event, Refusal> {
+        let place = self.messages.get(&id).ok_or(Refusal::MessageNotFound)?.channel;
+        self.admit(place, actor)?;
         let stored = self.messages.get_mut(&id).ok_or(Refusal::MessageNotFound)?;
         if !stored.is_live() {
             return Err(Refusal::AlreadyDeleted);
@@ -304,8 +335,13 @@ impl Memory {
 impl Memory {
     pub fn answer(&self, query: &Query) -> Answer {
         match query {
-            Query::Roots { channel, cursor, limit } => Answer::Messages(self.roots(*channel, *cursor, *limit)),
-            Query::Thread { channel, parent, cursor, limit } => {
+            Query::Roots { viewer, channel, .. } | Query::Thread { viewer, channel, .. }
+                if self.channels.get(channel).is_some_and(|channel| !viewer.may_enter(channel)) =>
+            {
+                Answer::Messages(Vec::new())
+            }
+            Query::Roots { channel, cursor, limit, .. } => Answer::Messages(self.roots(*channel, *cursor, *limit)),
+            Query::Thread { channel, parent, cursor, limit, .. } => {
                 Answer::Messages(self.thread(*channel, *parent, *cursor, *limit))
             }
             Query::ThreadOf { message } => {
@@ -321,9 +357,11 @@ impl Memory {
                 accounts.truncate((*limit).into());
                 Answer::Accounts(accounts)
             }
-            Query::Unread { user, since, targets } => {
-                Answer::Unread(targets.iter().map(|target| self.unread(*user, *since, *target)).collect())
+            Query::Unread { viewer, since, targets } => {
+                Answer::Unread(targets.iter().map(|target| self.unread(viewer.user, *since, *target)).collect())
             }
+            Query::Dm { viewer, other } => self.conversation_between(*viewer, other),
+            Query::Dms { user } => Answer::Dms(Box::new(self.overview(*user))),
         }
     }
 
@@ -392,6 +430,7 @@ impl Memory {
                 Some(account) => Author::Account { user, nickname: account.nickname.clone(), flags: account.flags },
                 None => Author::MissingAccount { user },
             },
+            None if stored.author.nickname.is_empty() => Author::System,
             None => Author::Visitor { nickname: stored.author.nickname.clone() },
         };
         Message {

@@ -10,9 +10,11 @@ use bytes::Bytes;
 use superchat::ids::{ChannelId, MessageId, SessionId, UserId};
 use superchat::limits::LIST_MESSAGES_MAX;
 use superchat::shard::session::Session;
+use superchat::store::Viewer;
 use superchat::wire::frame::Unpacked;
 use superchat::wire::{ServerMessage, server};
 
+use crate::dms::Told;
 use crate::facts::{Fact, Facts, Milestone};
 use crate::request::{ABSENT, Request};
 use crate::rule::{Check, Rule, Violation, ensure};
@@ -38,6 +40,10 @@ pub enum Owed {
     Created {
         channel: ChannelId,
     },
+    /// About direct messages.
+    Dm(Told),
+    /// The same as the answer to a request.
+    Answer(Told),
     /// No frame: the channel is gone, and with it every mark the session holds of it.
     Dropped {
         channel: ChannelId,
@@ -76,6 +82,10 @@ pub struct View {
     /// The reason of a DISCONNECT, after which nothing may come.
     pub goodbye: Option<Vec<u8>>,
     topics: BTreeMap<Topic, Heard>,
+    /// Outcomes applied, and who the session was, when its marks were last compared with the shard's.
+    compared: (usize, Option<UserId>),
+    /// It signed in since then, which ends marks even if it signed out again at once.
+    signed_in_since: bool,
     acknowledged: BTreeSet<MessageId>,
     newest: MessageId,
     frames: usize,
@@ -106,6 +116,8 @@ impl View {
             owed: VecDeque::new(),
             goodbye: None,
             topics: BTreeMap::new(),
+            compared: (0, None),
+            signed_in_since: false,
             acknowledged: BTreeSet::new(),
             newest: MessageId(0),
             frames: 0,
@@ -139,25 +151,31 @@ impl View {
             ServerMessage::ServerConfig(_) => Ok(()),
             ServerMessage::NewMessage(new) => self.new_message(&new, facts),
             ServerMessage::ServerPresence(presence) => self.server_presence(&presence),
-            ServerMessage::ChannelPresence(presence) => self.channel_presence(&presence, facts),
+            ServerMessage::ChannelPresence(presence) => self.channel_presence(&presence, facts, applied),
             ServerMessage::Disconnect(goodbye) => {
                 self.goodbye = Some(goodbye.reason.unwrap_or_default().to_vec());
                 Ok(())
             }
-            message => match broadcast(&message).filter(|broadcast| self.is_owed(broadcast)) {
-                Some(_) => {
+            message => match broadcast(&message) {
+                Some(Owed::Dm(told)) if self.is_owed(&Owed::Answer(told.clone())) => {
+                    self.owed.pop_front();
+                    self.reply(&message, facts, applied)
+                }
+                Some(broadcast) if self.is_owed(&broadcast) => {
                     self.owed.pop_front();
                     facts.reach(Milestone::Told(code));
                     Ok(())
                 }
-                None => self.reply(&message, facts, applied),
+                Some(Owed::Dm(told)) => Err(self.broken(Rule::Reply, format!("{told:?} is not due"))),
+                _ => self.reply(&message, facts, applied),
             },
         }
     }
 
-    /// All that was owed has left; what the client believes is what the shard holds.
-    pub fn end_turn(&mut self, session: &Session, facts: &Facts) -> Check {
+    /// All that was owed has left; what the client believes is what the shard holds. `applied` outcomes are applied.
+    pub fn end_turn(&mut self, session: &Session, facts: &mut Facts, applied: usize) -> Check {
         self.all_said()?;
+        self.compare_dms(session, facts, applied)?;
         // While a channel goes away, a reply's id may already name no thread to unfollow.
         let is_steady = |root: &MessageId| facts.is_steady_message(*root);
         let threads = session.threads().iter().map(|thread| thread.root);
@@ -169,6 +187,49 @@ impl View {
         );
         ensure!(believed == held, Rule::NoGap, "{} believes {believed:?}, the shard holds {held:?}", self.session);
         Ok(())
+    }
+
+    /// Marks of conversations are held by those who are in them, and end without a word for those who are not any more.
+    fn compare_dms(&mut self, session: &Session, facts: &mut Facts, applied: usize) -> Check {
+        let viewer = session.viewer();
+        let joined = session.joined.map(|(channel, _)| channel);
+        let held =
+            session.channels().iter().chain(session.threads().iter().map(|thread| &thread.channel)).chain(&joined);
+        let leaked = held.copied().find(|id| facts.is_dm(*id) && !facts.may_be_in(*id, viewer, applied, applied));
+        ensure!(leaked.is_none(), Rule::NoLeak, "{} holds a mark of {leaked:?} and is not in it", self.session);
+        let is_held = |topic: &Topic| match topic {
+            Topic::Channel(channel) => session.channels().contains(channel),
+            Topic::Thread(root) => session.threads().iter().any(|thread| thread.root == *root),
+        };
+        let (since, user) = std::mem::replace(&mut self.compared, (applied, viewer.user));
+        let is_another = std::mem::take(&mut self.signed_in_since) || user != viewer.user;
+        let may_end = |channel| is_another || !facts.is_in_throughout(channel, viewer, since, applied);
+        let topics = self.topics.iter().filter(|(topic, heard)| facts.is_dm(heard.place) && !is_held(topic));
+        let lost: Vec<_> = topics.map(|(topic, heard)| (*topic, heard.place)).collect();
+        let lost_joined = self.joined.filter(|place| facts.is_dm(*place) && joined != self.joined);
+        let places = lost.iter().map(|(_, place)| *place).chain(lost_joined);
+        let wrong = places.clone().find(|place| !may_end(*place));
+        ensure!(wrong.is_none(), Rule::NoGap, "{} lost its mark of {wrong:?} and is still in it", self.session);
+        let is_lost = places.count() > 0;
+        self.topics.retain(|topic, _| !lost.iter().any(|(known, _)| known == topic));
+        if lost_joined.is_some() {
+            self.joined = None;
+        }
+        if is_lost {
+            self.left_audience();
+            facts.reach(Milestone::DmLost);
+        }
+        Ok(())
+    }
+
+    /// The client as it believes itself to be.
+    fn viewer(&self) -> Viewer {
+        Viewer { user: self.user, session: self.session, is_admin: false }
+    }
+
+    /// Whether a conversation may be open to the client, with `applied` outcomes applied or any number of later ones.
+    fn may_be_in(&self, place: ChannelId, facts: &Facts, applied: usize) -> bool {
+        !facts.is_dm(place) || facts.may_be_in(place, self.viewer(), applied, facts.committed)
     }
 
     /// Nothing that was owed is left.
@@ -222,7 +283,7 @@ fn broadcast(message: &ServerMessage<'_>) -> Option<Owed> {
         ServerMessage::SubchannelCreated(server::SubchannelCreated { outcome: Ok(created) }) => {
             Some(Owed::Created { channel: created.subchannel_id })
         }
-        _ => None,
+        message => Told::read(message).map(Owed::Dm),
     }
 }
 
@@ -255,6 +316,9 @@ impl View {
             return Err(self.broken(Rule::NoLeak, format!("message {id} of {topic:?}, which was not asked for")));
         };
         heard.delivered.insert(id);
+        if facts.dms().any(|dm| dm == fact.channel) {
+            *facts.reached.entry(Milestone::DmHeard).or_default() += 1;
+        }
         let next = self.owed.pop_front();
         ensure!(next == Some(Owed::New(id)), Rule::Order, "{} hears of {id}, was owed {next:?}", self.session);
         let place = facts.resolve(new.channel_id, new.subchannel_id);
@@ -295,14 +359,14 @@ impl View {
         Ok(())
     }
 
-    fn channel_presence(&mut self, presence: &server::ChannelPresence<'_>, facts: &Facts) -> Check {
+    fn channel_presence(&mut self, presence: &server::ChannelPresence<'_>, facts: &Facts, applied: usize) -> Check {
         ensure!(self.may_hear_presence, Rule::Presence, "{} hears {presence:?} before its first answer", self.session);
         let place = facts.resolve(presence.channel_id, presence.subchannel_id);
         let Some(place) = place else {
             return Err(self.broken(Rule::Wire, format!("{presence:?} names no place")));
         };
         let is_own_leaving = presence.session_id == self.session && !presence.joined;
-        let asked_for = self.is_audience(place) || is_own_leaving;
+        let asked_for = self.is_audience(place) && self.may_be_in(place, facts, applied) || is_own_leaving;
         ensure!(asked_for, Rule::NoLeak, "{} hears {presence:?} of a place not asked for", self.session);
         if let Some(here) = self.places.get_mut(&place) {
             if presence.joined {
@@ -330,23 +394,34 @@ impl View {
 impl View {
     /// Requests without an answer that lie before the next one that has one.
     fn pass_silent(&mut self) {
-        while self.outstanding.front().is_some_and(Request::is_silent) {
-            self.outstanding.pop_front();
-            self.user = None;
+        self.pass_while(Request::is_silent);
+    }
+
+    /// A request of which only a refusal is told has a PING behind it, so a refusal is its own.
+    fn pass_silent_before(&mut self, message: &ServerMessage<'_>) {
+        let is_refusal = matches!(message, ServerMessage::Error(_));
+        self.pass_while(|request| request.is_silent() && !(is_refusal && request.may_fail_silently()));
+    }
+
+    fn pass_while(&mut self, passes: impl Fn(&Request) -> bool) {
+        while self.outstanding.front().is_some_and(&passes) {
+            if self.outstanding.pop_front() == Some(Request::Logout) {
+                self.user = None;
+            }
         }
     }
 
     fn reply(&mut self, message: &ServerMessage<'_>, facts: &mut Facts, applied: usize) -> Check {
-        self.pass_silent();
         if self.is_addendum(message) {
             return Ok(());
         }
+        self.pass_silent_before(message);
         let Some(request) = self.outstanding.pop_front() else {
             return Err(self.broken(Rule::Reply, format!("{message:?} without a request")));
         };
         self.may_hear_presence = true;
         match message {
-            ServerMessage::Error(error) => self.refusal(&request, error, facts),
+            ServerMessage::Error(error) => self.refusal(&request, error, facts, applied),
             message => self.answer(&request, message, facts, applied),
         }
     }
@@ -366,7 +441,7 @@ impl View {
     }
 
     /// ERROR answers what it may answer, for a reason that holds.
-    fn refusal(&mut self, request: &Request, error: &server::Error<'_>, facts: &mut Facts) -> Check {
+    fn refusal(&mut self, request: &Request, error: &server::Error<'_>, facts: &mut Facts, applied: usize) -> Check {
         if let Request::Post { content, .. } = request {
             facts.refused.insert(content.clone());
             if error.error_code == 2000 {
@@ -380,10 +455,33 @@ impl View {
                 Request::Post { content, .. } => facts.failed_posts.contains(content),
                 request => facts.has_failed && self.touches_store(request),
             },
+            3000 if self.asks_for_dm(request, facts).is_some() => {
+                facts.reach(Milestone::DmRefused);
+                let place = self.asks_for_dm(request, facts).unwrap_or_default();
+                !facts.is_in_throughout(place, self.viewer(), applied, facts.committed)
+            }
             code => self.may_be_refused(request, code, facts),
         };
         ensure!(holds, Rule::Reply, "{} is told {} on {request:?}", self.session, error.error_code);
         Ok(())
+    }
+
+    /// The conversation that a request is about.
+    fn asks_for_dm(&self, request: &Request, facts: &Facts) -> Option<ChannelId> {
+        let place = match request {
+            Request::Join { place }
+            | Request::Subscribe { place }
+            | Request::Users { place }
+            | Request::List { place, .. }
+            | Request::Post { place, .. } => place.id,
+            Request::Follow { message } | Request::Edit { message, .. } | Request::Delete { message } => {
+                facts.messages.get(message)?.channel
+            }
+            _ => return None,
+        };
+        // Whose a message is can be the reason as well.
+        let is_about_message = matches!(request, Request::Edit { .. } | Request::Delete { .. });
+        Some(place).filter(|place| facts.is_dm(*place) && !is_about_message)
     }
 
     fn touches_store(&self, request: &Request) -> bool {
@@ -416,8 +514,16 @@ impl View {
                 elsewhere || unsteady(place.id)
             }
             // The chat channel takes no replies.
-            (Request::Post { parent: Some(_), place, .. }, 6000) => place.id == crate::world::CHAT,
-            (Request::Post { .. }, 2000) | (Request::Delete { .. }, 6004) => self.nickname.is_none(),
+            (Request::Post { parent: Some(_), place, .. }, 6000) => {
+                place.id == crate::world::CHAT || facts.is_dm(place.id)
+            }
+            (Request::StartDm { .. }, 4000 | 6000) | (Request::Allow { .. } | Request::Decline { .. }, 3000 | 4000) => {
+                true
+            }
+            (Request::ProvideKey { .. }, 3000) => self.user.is_none(),
+            (Request::StartDm { .. } | Request::Post { .. }, 2000) | (Request::Delete { .. }, 6004) => {
+                self.nickname.is_none()
+            }
             (Request::Edit { .. }, 2000) => self.user.is_none(),
             (Request::Edit { .. } | Request::Delete { .. }, 3000) => true,
             (Request::Edit { message, .. } | Request::Delete { message }, 6000) => {
@@ -439,6 +545,7 @@ impl View {
             }
             (Request::Register, ServerMessage::RegisterResponse(response)) => {
                 self.user = response.outcome.as_ref().map_or(self.user, |registered| Some(registered.user_id));
+                self.signed_in_since |= response.outcome.is_ok();
                 true
             }
             (Request::Post { content, .. }, ServerMessage::MessagePosted(posted)) => {
@@ -456,6 +563,18 @@ impl View {
             }
             (Request::Info, ServerMessage::UserInfo(info)) => {
                 (info.nickname, info.is_registered) == (ABSENT.as_bytes(), true)
+            }
+            (Request::StartDm { .. } | Request::Allow { .. }, ServerMessage::DmReady(ready)) => {
+                facts.is_dm(ready.channel_id) && facts.may_be_in(ready.channel_id, self.viewer(), 0, facts.committed)
+            }
+            (Request::StartDm { .. }, ServerMessage::DmPending(pending)) => {
+                facts.invites.contains(&pending.dm_channel_id)
+            }
+            (Request::StartDm { allow_unencrypted, .. }, ServerMessage::KeyRequired(required)) => {
+                !allow_unencrypted && required.dm_channel_id.is_none()
+            }
+            (Request::Allow { invite }, ServerMessage::KeyRequired(required)) => {
+                required.dm_channel_id == Some(*invite)
             }
             (Request::CreateChannel { name }, ServerMessage::ChannelCreated(created)) => {
                 created.outcome.as_ref().map_or(true, |created| created.name == name)
@@ -481,6 +600,7 @@ impl View {
     fn signed_in(&mut self, response: &server::AuthResponse<'_>, must_work: bool) -> bool {
         if let Ok(granted) = &response.outcome {
             self.user = Some(granted.user_id);
+            self.signed_in_since = true;
             self.nickname = Some(granted.nickname.to_vec());
         }
         response.outcome.is_ok() || !must_work
@@ -499,16 +619,21 @@ impl View {
                     self.joined = Some(place.id);
                     self.left_audience();
                 }
-                joined.channel_id == place.channel_id && (joined.success || !facts.is_steady(place.id))
+                let is_open = self.may_be_in(place.id, facts, applied);
+                joined.channel_id == place.channel_id
+                    && if joined.success { is_open } else { !facts.is_steady(place.id) }
             }
-            (Request::Leave, ServerMessage::LeaveResponse(left)) => {
-                let was_joined = self.joined.take().is_some();
+            (Request::Leave | Request::LeaveForGood, ServerMessage::LeaveResponse(left)) => {
+                let joined = self.joined.take();
                 self.left_audience();
-                // A channel that went away may not have been noticed here yet.
-                left.success == was_joined || !facts.dropped.is_empty()
+                // A channel that went away, or that the session may not enter any more, may not have been noticed here yet.
+                let may_be_lost = joined.is_some_and(|place| facts.is_dm(place));
+                left.success == joined.is_some() || may_be_lost || !facts.dropped.is_empty()
             }
             (Request::Subscribe { place }, ServerMessage::SubscribeOk(ok)) => {
                 self.subscribe(Topic::Channel(place.id), place.id, applied);
+                let is_open = self.may_be_in(place.id, facts, applied);
+                ensure!(is_open, Rule::NoLeak, "{} subscribes to the foreign {}", self.session, place.id);
                 (ok.subscription_type, ok.id, ok.subchannel_id) == (2, place.channel_id.0, place.subchannel_id)
             }
             (Request::Unsubscribe { place }, ServerMessage::SubscribeOk(ok)) => {
@@ -521,6 +646,8 @@ impl View {
                     return Err(self.broken(Rule::Reply, format!("follows {message}, which never was")));
                 };
                 self.subscribe(Topic::Thread(fact.root), fact.channel, applied);
+                let is_open = self.may_be_in(fact.channel, facts, applied);
+                ensure!(is_open, Rule::NoLeak, "{} follows a thread in the foreign {}", self.session, fact.channel);
                 (ok.subscription_type, ok.id) == (1, message.0)
             }
             (Request::Unfollow { message }, ServerMessage::SubscribeOk(ok)) => {
@@ -530,6 +657,8 @@ impl View {
             }
             (Request::Users { place }, ServerMessage::ChannelUserList(list)) => {
                 self.list_users(place.id, list);
+                let is_open = self.may_be_in(place.id, facts, applied);
+                ensure!(is_open, Rule::NoLeak, "{} is shown who is in the foreign {}", self.session, place.id);
                 (list.channel_id, list.subchannel_id) == (place.channel_id, place.subchannel_id)
             }
             (Request::List { place, parent }, ServerMessage::MessageList(list)) => {
@@ -564,7 +693,12 @@ impl View {
         facts: &mut Facts,
     ) -> Check {
         let topic = parent.map_or(Topic::Channel(place), Topic::Thread);
-        let listed: BTreeSet<_> = list.messages.0.iter().map(|message| message.message_id).collect();
+        // The lines that the server writes into conversations are nobody's posts.
+        let posts = list.messages.0.iter().filter(|message| !message.author_nickname.is_empty());
+        let listed: BTreeSet<_> = posts.clone().map(|message| message.message_id).collect();
+        // It may have been asked for before the last flush, so nothing is known of when.
+        let is_open = list.messages.0.is_empty() || self.may_be_in(place, facts, 0);
+        ensure!(is_open, Rule::NoLeak, "{} is listed what was said in the foreign {place}", self.session);
         let root = parent.map(|parent| facts.messages[&parent].root);
         let is_of_topic = |id: &MessageId, fact: &Fact| match root {
             None => fact.channel == place && fact.parent.is_none(),
@@ -573,8 +707,12 @@ impl View {
         let of_topic = |id: &&MessageId| facts.messages.get(id).is_some_and(|fact| is_of_topic(id, fact));
         let strange = listed.iter().find(|id| !of_topic(id));
         ensure!(strange.is_none(), Rule::NoLeak, "{} finds {strange:?} in a list of {topic:?}", self.session);
-        ensure!(listed.len() == list.messages.0.len(), Rule::Order, "{} is listed something twice", self.session);
-        let Some(heard) = self.topics.get(&topic).filter(|_| facts.is_steady(place)) else { return Ok(()) };
+        ensure!(listed.len() == posts.count(), Rule::Order, "{} is listed something twice", self.session);
+        let is_steady = |heard: &&Heard| match facts.is_dm(place) {
+            true => facts.is_in_throughout(place, self.viewer(), heard.since, facts.committed),
+            false => facts.is_steady(place),
+        };
+        let Some(heard) = self.topics.get(&topic).filter(is_steady) else { return Ok(()) };
         if !listed.is_empty() && !heard.delivered.is_empty() {
             facts.reach(Milestone::ListMetDeliveries);
         }

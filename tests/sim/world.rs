@@ -25,6 +25,7 @@ use superchat::store::{
 use superchat::wire::server::ServerConfig;
 use superchat::wire::{ClientMessage, ServerMessage};
 
+use crate::dms;
 use crate::facts::{Facts, Milestone};
 use crate::link::{Link, Pace, Socket};
 use crate::random::Random;
@@ -212,6 +213,7 @@ impl World {
             bus: Arc::clone(&bus),
             rates: Arc::clone(&rates),
             metrics: Arc::clone(&metrics),
+            stopwatch: || 0,
             now,
         };
         let host =
@@ -371,6 +373,7 @@ fn settings(plan: &Plan, sabotage: Option<Sabotage>) -> ChatSettings {
         requests_per_second: None,
         messages_per_minute: None,
         channels_per_hour: None,
+        dms_per_hour: None,
         auth_attempts_per_minute: None,
         admin_users: vec![NAMES[0].to_owned()],
         moderator_users: Vec::new(),
@@ -545,6 +548,18 @@ impl World {
                     }
                 }
                 ShardEvent::Peers(_) if self.strikes(Sabotage::LostPeers) => {}
+                ShardEvent::Answered { token, answer: Answer::Dms(overview) } => {
+                    self.owe_to(host, token, |session| {
+                        dms::owed_at_sign_in(session, &overview).into_iter().map(Owed::Dm).collect()
+                    });
+                    self.hosts[host].shard.apply(ShardEvent::Answered { token, answer: Answer::Dms(overview) });
+                }
+                ShardEvent::Answered { token, answer: Answer::Dm { found: Some(found), has_key } } => {
+                    let (ready, left) = dms::answer_found(&found);
+                    self.owe_to(host, token, |_| [Owed::Answer(ready)].into_iter().chain(left.map(Owed::Dm)).collect());
+                    let answer = Answer::Dm { found: Some(found), has_key };
+                    self.hosts[host].shard.apply(ShardEvent::Answered { token, answer });
+                }
                 event => self.hosts[host].shard.apply(event),
             }
         }
@@ -552,7 +567,7 @@ impl World {
     }
 
     fn apply_outcome(&mut self, host: usize, outcome: &Outcome, tally: Option<&Arc<FanoutTally>>) -> Check {
-        self.owe(host, outcome);
+        self.owe(host, outcome)?;
         let is_lost = self.strikes(Sabotage::LostOutcomes);
         let state = &mut self.hosts[host];
         if !is_lost {
@@ -566,17 +581,35 @@ impl World {
         Ok(())
     }
 
-    /// Whoever listens at this moment is owed the broadcast.
-    fn owe(&mut self, host: usize, outcome: &Outcome) {
-        let Ok(event) = &outcome.result else { return };
+    /// Whoever listens at this moment is owed the broadcast, and listens to no conversation of others.
+    fn owe(&mut self, host: usize, outcome: &Outcome) -> Check {
+        let Ok(event) = &outcome.result else { return Ok(()) };
         let phantom = self.strikes(Sabotage::PhantomFrames);
+        let asker = outcome.ticket.filter(|ticket| ticket.shard == host).map(|ticket| SessionId(ticket.token >> 32));
         let Self { hosts, links, facts, .. } = self;
+        let Host { shard, applied, .. } = &hosts[host];
         for link in links.values_mut().filter(|link| link.host == host) {
-            let Some(session) = live(&hosts[host].shard, link) else { continue };
+            let Some(session) = live(shard, link) else { continue };
             let owed = owed(session, event, facts);
+            let place = owed.as_ref().and(place_of(event)).filter(|place| facts.is_dm(*place));
+            let is_foreign = place.is_some_and(|place| !facts.may_be_in(place, session.viewer(), *applied, *applied));
+            ensure!(!is_foreign, Rule::NoLeak, "{} listens to the foreign {place:?}", session.id);
+            let is_asker = asker == Some(session.id);
+            let about_dms = dms::owed(session, event, is_asker).into_iter().map(Owed::Dm);
+            link.view.owed.extend(dms::answer(event).filter(|_| is_asker).map(Owed::Answer));
             link.view.owed.extend(owed.clone());
             link.view.owed.extend(owed.filter(|_| phantom));
+            link.view.owed.extend(about_dms);
         }
+        Ok(())
+    }
+
+    /// One session is owed what an answer of the store leads to.
+    fn owe_to(&mut self, host: usize, token: u64, owed: impl FnOnce(&Session) -> Vec<Owed>) {
+        let Self { hosts, links, .. } = self;
+        let Some(link) = links.get_mut(&SessionId(token >> 32)).filter(|link| link.host == host) else { return };
+        let Some(session) = live(&hosts[host].shard, link) else { return };
+        link.view.owed.extend(owed(session));
     }
 
     /// Other shards hear first, then every session that has something to read gets one write.
@@ -635,7 +668,7 @@ impl World {
     fn observe(&mut self, session: SessionId) -> Check {
         let Self { hosts, links, facts, plan, .. } = self;
         let link = links.get_mut(&session).unwrap();
-        let Host { shard, applied_at_flush, .. } = &mut hosts[link.host];
+        let Host { shard, applied, applied_at_flush, .. } = &mut hosts[link.host];
         if live(shard, link).is_none() {
             return Ok(());
         }
@@ -644,7 +677,7 @@ impl World {
         let is_prompt = new == 0 || link.rest.is_empty() || link.socket.room == 0;
         ensure!(is_prompt, Rule::Prompt, "{} bytes wait for {session} although it reads", link.rest.len());
         if let Some(live) = live(shard, link) {
-            link.view.end_turn(live, facts)?;
+            link.view.end_turn(live, facts, *applied)?;
         }
         if !link.rest.is_empty() {
             facts.reach(Milestone::Spill);
@@ -742,6 +775,15 @@ fn waiting(shard: &mut Shard, key: SessionKey) -> Vec<u8> {
         shard.flush_one(key, look, |_| {});
     }
     bytes
+}
+
+/// Where a message is that an event is about.
+fn place_of(event: &Event) -> Option<ChannelId> {
+    match event {
+        Event::Posted(message) => Some(message.channel),
+        Event::Edited { channel, .. } | Event::Deleted { channel, .. } => Some(*channel),
+        _ => None,
+    }
 }
 
 /// What an event means for a session that listens as it does at this moment (BEHAVIOUR.md 3.1).
@@ -977,7 +1019,8 @@ impl World {
 
     /// Everybody lists everything once more: what was delivered and what is listed must agree with what was committed.
     fn look_around(&mut self) -> Check {
-        let places: Vec<_> = self.facts.announced.iter().map(|channel| self.facts.place(*channel, false)).collect();
+        let channels = self.facts.announced.iter().copied().chain(self.facts.dms());
+        let places: Vec<_> = channels.map(|channel| self.facts.place(channel, false)).collect();
         for link in self.links.values_mut() {
             for place in &places {
                 link.ask(&Request::List { place: *place, parent: None });
@@ -1022,6 +1065,7 @@ impl World {
             let remains = (shard.clients.len(), shard.roster.len(), subscribers);
             ensure!(remains == (0, 0, 0), Rule::Ending, "shard {} still knows {remains:?}", shard.id);
         }
+        ensure!(!self.memory.knows_visitors(), Rule::Ending, "visitors who are gone still are in conversations");
         let sessions = self.metrics.sessions();
         ensure!(sessions == 0, Rule::Ending, "{sessions} sessions are still counted");
         Ok(())
@@ -1060,6 +1104,11 @@ impl World {
         }
         if self.strikes(Sabotage::LeakedChannels) {
             self.hosts[host].shard.subscribe_channel(key, ChannelId(1), Default::default());
+        } else if let Some(dm) = self.facts.dms().last()
+            && self.strikes(Sabotage::LeakedDms)
+            && !self.hosts[host].shard.clients.session(key).channels().contains(&dm)
+        {
+            self.hosts[host].shard.subscribe_channel(key, dm, Default::default());
         } else if self.strikes(Sabotage::HastyClosing) {
             self.hosts[host].shard.close(key, CloseReason::SlowConsumer);
         }

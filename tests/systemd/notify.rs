@@ -1,7 +1,7 @@
 //! Readiness, status, reload and stop, as told to a notify socket.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use serde_json::json;
@@ -10,16 +10,23 @@ use superchat::wire::client::PostMessage;
 use superchat::wire::codec::Bounded;
 
 use crate::manager::{Manager, PATIENCE, Told};
+use crate::support::server::free_port;
 use crate::support::{Client, Link, Server, Settings, clock};
 
 fn is_ready(told: &Told) -> bool {
     told.get("READY").map(String::as_str) == Some("1")
 }
 
+/// A status line; how many sessions it counts depends on when the harness's own first connection is noticed.
+fn is_status(status: &str, rest: &str) -> bool {
+    let counted = status.strip_prefix("sessions ").and_then(|status| status.split_once(", "));
+    counted.is_some_and(|(count, words)| count.parse::<u32>().is_ok() && words == rest)
+}
+
 fn check_life(manager: &Manager) {
     let mut server = Server::start(manager.settings());
     let ready = manager.expect_where("READY=1", is_ready);
-    assert_eq!(ready["STATUS"], "sessions 0, db ok");
+    assert!(is_status(&ready["STATUS"], "db ok"), "{ready:?}");
     server.ask_to_stop();
     let stopping = manager.expect("STOPPING");
     assert_eq!(stopping["STOPPING"], "1");
@@ -43,19 +50,30 @@ fn a_manager_at_an_abstract_address_hears_of_start_and_stop() {
 }
 
 #[test]
-fn ready_is_said_when_clients_are_served_and_not_by_a_server_that_cannot_start() {
+fn ready_is_said_once_clients_are_served() {
+    let (manager, admin) = (Manager::at_path(), free_address());
+    std::thread::scope(|scope| {
+        // At that very moment, without a second try.
+        let at_once = scope.spawn(|| {
+            manager.expect_where("READY=1", is_ready);
+            status_of(admin, "/readyz", "")
+        });
+        let _server = Server::start(manager.settings().set("admin", "metrics_listen", admin.to_string()));
+        assert_eq!(at_once.join().unwrap(), 200, "ready before listeners and database are open");
+    });
+}
+
+#[test]
+fn a_server_that_cannot_start_is_never_ready() {
     let manager = Manager::at_path();
-    // The harness waits for the port; the order shows in what had not been told before.
     let mut server = Server::start(manager.settings());
-    manager.expect_where("READY=1", is_ready);
-    assert!(server.database().exists());
-    server.client_named("early").quiet();
     assert_eq!(server.stop(), Some(0));
     manager.forget();
-    std::fs::write(server.database(), "this is no database, and long enough not to be taken for an empty one").unwrap();
+    std::fs::write(server.database(), "no database, and long enough not to be taken for an empty one").unwrap();
     let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| server.resume()));
     assert!(refused.is_err());
-    assert_eq!(manager.hears(Duration::ZERO), None, "a failed start is not ready");
+    let told = std::iter::from_fn(|| manager.hears(Duration::ZERO)).find(is_ready);
+    assert_eq!(told, None);
 }
 
 #[test]
@@ -97,7 +115,8 @@ fn a_reload_changes_what_it_can_for_old_and_new_sessions_and_names_the_rest() {
     let after = before.set("limits", "max_message_length", 10).set("limits", "message_rate_limit", 2);
     server.rewrite(after.clone().set("limits", "max_connections_per_ip", 2).set("server", "shards", 7));
     let told = reload(&server, &manager);
-    assert_eq!(told["STATUS"], "sessions 1, db ok; reloaded, 3 settings changed, needs a restart: [server] shards");
+    let status = "db ok; reloaded, 3 settings changed, needs a restart: [server] shards";
+    assert!(is_status(&told["STATUS"], status), "{told:?}");
     let mut new = server.client_named("new");
     assert_eq!((&new.config["max_message_length"], &new.config["max_message_rate"]), (&json!(10), &json!(2)));
     for client in [&mut old, &mut new] {
@@ -143,8 +162,7 @@ fn a_broken_file_changes_nothing_and_says_so() {
     ] {
         server.break_config(text);
         let status = reload(&server, &manager)["STATUS"].clone();
-        assert!(status.starts_with("sessions 0, db ok; not reloaded, old settings kept: "), "{status}");
-        assert!(status.contains(problem), "{status}");
+        assert!(status.contains(", db ok; not reloaded, old settings kept: ") && status.contains(problem), "{status}");
         assert_eq!(server.client().config["max_message_rate"], 7);
     }
     assert!(server.output().contains("configuration not reloaded: "));
@@ -159,7 +177,7 @@ fn a_reload_moves_log_level_and_addresses_but_not_a_level_that_signals_moved() {
     logs("log level raised to debug").unwrap();
     reload(&server, &manager);
     drop(server.client_named("louder"));
-    logs("[DEBUG] Session ").unwrap();
+    logs("session ended").unwrap();
     server.rewrite(manager.settings().set("log", "log_ip", "off").set("log", "log_level", "debug"));
     assert!(reload(&server, &manager)["STATUS"].contains("2 settings changed"));
     drop(server.client_named("hidden"));
@@ -183,7 +201,7 @@ fn a_reload_changes_the_token_of_the_admin_port() {
 }
 
 fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    (Ipv4Addr::LOCALHOST, free_port()).into()
 }
 
 fn status_of(address: SocketAddr, path: &str, token: &str) -> u16 {

@@ -1,7 +1,7 @@
 //! Listening sockets that are handed over: by systemd's own tool, and over a restart by a holder of ours.
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::manager::{PATIENCE, tool};
+use crate::support::server::free_port;
 use crate::support::{Incoming, Link, Server, Settings, clock};
 
 /// The real tool, which becomes the server with the first connection.
@@ -24,11 +25,10 @@ impl Activated {
         let file = |name: &str| home.path().join(name).to_str().unwrap().to_owned();
         let config = "[server]\nssh_port = 0\nhttp_port = 0\n[admin]\nmetrics_listen = 'off'\nprofile_listen = 'off'\n";
         fs::write(file("config.toml"), config).unwrap();
-        let port = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-        let first = port();
+        let first = free_port();
         let mut command = tool("systemd-socket-activate", "systemd");
         command.arg(format!("--listen=127.0.0.1:{first}"));
-        command.args(names.iter().skip(1).map(|_| format!("--listen=127.0.0.1:{}", port())));
+        command.args(names.iter().skip(1).map(|_| format!("--listen=127.0.0.1:{}", free_port())));
         if !names.is_empty() {
             command.arg(format!("--fdname={}", names.join(":")));
         }

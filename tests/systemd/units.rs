@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, Permissions};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,6 +13,7 @@ use superchat::wire::client::RegisterUser;
 use tempfile::TempDir;
 
 use crate::manager::{PATIENCE, tool};
+use crate::support::server::free_port;
 use crate::support::{Client, clock};
 
 /// What the issue of hardening was settled at: tenths, the lower the better.
@@ -109,16 +111,15 @@ impl Traced {
             "[server]\nssh_port = 0\nhttp_port = 0\n[admin]\nmetrics_listen = '{metrics}'\nprofile_listen = 'off'\n"
         );
         fs::write(file("config.toml"), config).unwrap();
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let mut command = tool("strace", "strace");
         command.args(["-f", "-qq", "-c", "-S", "name", "-U", "name", "-o"]).arg(file("calls")).arg(file("scd"));
         command.args(["--port", &port.to_string(), "--db"]).arg(file("chat.db"));
         command.arg("--config").arg(file("config.toml"));
         command.env_clear().env("HOME", home.path()).current_dir(home.path()).stdin(Stdio::null());
-        // Its own directory: where the journal's socket is no traced line should be lost to it.
         let output = File::create(file("output")).unwrap();
         command.stdout(output.try_clone().unwrap()).stderr(output);
-        if fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0) {
+        if fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0) {
             for name in ["", "config.toml"] {
                 chown(file(name), Some(Self::NOBODY), Some(Self::NOBODY)).unwrap();
             }
@@ -158,7 +159,9 @@ impl Traced {
     fn calls(mut self) -> BTreeSet<String> {
         self.signal(libc::SIGTERM);
         assert!(self.strace.wait().unwrap().success(), "{}", self.output());
-        fs::read_to_string(self.home.path().join("calls")).unwrap().split_whitespace().map(str::to_owned).collect()
+        let table = fs::read_to_string(self.home.path().join("calls")).unwrap();
+        let is_call = |word: &&str| !word.starts_with('-') && !["syscall", "total"].contains(word);
+        table.split_whitespace().filter(is_call).map(str::to_owned).collect()
     }
 }
 
@@ -174,8 +177,7 @@ impl Drop for Traced {
 
 #[test]
 fn every_system_call_of_a_running_server_is_allowed_by_the_unit() {
-    use std::io::{Read, Write};
-    let metrics = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    let metrics = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
     let traced = Traced::start(metrics);
     traced.says("Server started on port");
     let mut client = Client::named(traced.address(), "traced");
@@ -197,7 +199,7 @@ fn every_system_call_of_a_running_server_is_allowed_by_the_unit() {
     traced.says("configuration reloaded");
     drop(client);
     let (calls, allowed) = (traced.calls(), allowed(&unit("superchat.service")));
-    for expected in ["accept4", "epoll_wait", "fdatasync", "futex"] {
+    for expected in ["accept4", "epoll_wait", "fsync", "futex"] {
         assert!(calls.contains(expected) && allowed.contains(expected), "{expected}: {calls:?}");
     }
     assert!(!allowed.contains("ptrace") && !allowed.contains("mount") && !allowed.contains("setuid"), "{allowed:?}");

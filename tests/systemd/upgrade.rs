@@ -27,10 +27,6 @@ fn post(content: &str) -> Vec<u8> {
     bytes("POST_MESSAGE", place)
 }
 
-fn nickname(name: &str) -> Vec<u8> {
-    bytes("SET_NICKNAME", json!({ "nickname": name }))
-}
-
 /// Loopback counts like any other address.
 fn nobody_exempt() -> Settings {
     Settings::new().set("limits", "exempt_networks", json!(["192.0.2.0/24"]))
@@ -58,7 +54,9 @@ fn author(server: std::net::SocketAddr, name: &str, is_over: &AtomicBool, acknow
     let mut ids = BTreeSet::new();
     while !is_over.load(Ordering::Relaxed) {
         let mut link = Link::connect(server).unwrap();
-        if link.send(&nickname(name)).is_err() || reply(&mut link, "NICKNAME_RESPONSE").is_none() {
+        if link.send(&bytes("SET_NICKNAME", json!({ "nickname": name }))).is_err()
+            || reply(&mut link, "NICKNAME_RESPONSE").is_none()
+        {
             continue;
         }
         while !is_over.load(Ordering::Relaxed) {
@@ -165,6 +163,7 @@ fn what_is_under_way_is_answered_before_the_goodbye() {
     let count = |name: &str| last.iter().filter(|frame| frame.name == name).count();
     assert_eq!(last.last().map(|frame| &*frame.name), Some("DISCONNECT"));
     let answered = count("MESSAGE_POSTED");
+    drop((author, witness));
     assert_eq!(server.wait().code(), Some(0));
 
     server.resume();
@@ -173,7 +172,7 @@ fn what_is_under_way_is_answered_before_the_goodbye() {
     assert_eq!(stored.len(), answered, "a post is stored whose author does not know");
 }
 
-/// When each session was told goodbye, by the number of its nickname.
+/// When each session was told goodbye, in the order of their connections.
 fn goodbyes(server: &mut Server, count: usize) -> BTreeMap<usize, Instant> {
     let links: Vec<Link> = (0..count).map(|_| Link::connect(server.address()).unwrap()).collect();
     let told = |mut link: Link| {
@@ -217,30 +216,27 @@ fn without_a_span_of_time_everybody_is_told_at_once() {
     assert!(server.output().contains("Sending shutdown notification to 150 active sessions..."));
 }
 
+/// So many connections of one address, each with its first answer. Without nicknames: what they cost is measured elsewhere.
+fn arrive(server: &Server, count: usize) -> Vec<Link> {
+    let mut links: Vec<_> = (0..count).map(|_| Link::connect(server.address()).unwrap()).collect();
+    let ping = bytes("PING", json!({ "timestamp": "1" }));
+    links.iter_mut().for_each(|link| link.send(&ping).unwrap());
+    links.iter_mut().for_each(|link| drop(reply(link, "PONG").expect("nobody is sent away")));
+    links
+}
+
 #[test]
 fn a_thousand_clients_of_one_address_are_all_back_within_a_second_of_a_restart() {
     const CLIENTS: usize = 1000;
-    let settings =
-        nobody_exempt().set("limits", "max_connections_per_ip", 0).set("server", "shutdown_spread_seconds", 0);
-    let mut server = Server::start_on_our_socket(settings);
-    let arrive = |server: &Server| {
-        let mut links: Vec<_> = (0..CLIENTS).map(|_| Link::connect(server.address()).unwrap()).collect();
-        for (number, link) in links.iter_mut().enumerate() {
-            link.send(&nickname(&format!("guest-{number}"))).unwrap();
-        }
-        for link in &mut links {
-            let answer = reply(link, "NICKNAME_RESPONSE").expect("nobody is sent away");
-            assert_eq!(answer["success"], true, "{answer:?}");
-        }
-        links
-    };
-    let before = arrive(&server);
-    drop(before);
+    let settings = nobody_exempt().set("limits", "max_connections_per_ip", 0);
+    let mut server = Server::start_on_our_socket(settings.set("server", "shutdown_spread_seconds", 0));
+    drop(arrive(&server, CLIENTS));
     assert_eq!(server.stop(), Some(0));
     server.resume();
     let start = clock::instant();
-    let _after = arrive(&server);
+    let _back = arrive(&server, CLIENTS);
     let took = start.elapsed();
+    println!("{CLIENTS} clients were back after {took:?}");
     assert!(took < Duration::from_secs(1) * SLOWNESS, "took {took:?}");
 }
 

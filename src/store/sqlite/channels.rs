@@ -68,6 +68,7 @@ macro_rules! channels {
                     is_dm
              FROM Channel AS c
              WHERE (is_dm <> 0 OR is_private = 0)
+               AND (is_dm = 0 OR EXISTS (SELECT 1 FROM ChannelParticipant WHERE channel_id = c.id))
                AND (parent_id IS NULL OR EXISTS (SELECT 1 FROM Channel AS above WHERE above.id = c.parent_id)) ",
             $rest
         )
@@ -81,7 +82,7 @@ macro_rules! participants {
 }
 
 /// Every channel, subchannel and DM with its participants. Subchannels whose parent is missing are left out, and so are
-/// private channels that are no DMs: there is no rule that says who may see them.
+/// DMs without anybody in them, and private channels that are no DMs: there is no rule that says who may see them.
 pub(super) fn load(conn: &Connection, sessions: SessionIds) -> rusqlite::Result<Table> {
     let mut participants = Participants::new();
     for (channel, participant) in row::all(conn, participants!("ORDER BY id"), [], |row| participant(sessions, row))? {

@@ -102,34 +102,35 @@ pub(super) fn takes_part(
 /// The conversation that both take part in, the oldest if old files hold several.
 pub(super) fn between(conn: &Connection, sessions: SessionIds, pair: Pair<'_>) -> rusqlite::Result<Option<ChannelId>> {
     let [one, other] = pair.map(|who| Key::of(sessions, who));
-    let sql = format!(
+    let id = row::first(conn, &between_sql(one, other), [one.value(), other.value()], |row| row::number(row, 0))?;
+    Ok(id.map(ChannelId::from_sql))
+}
+
+fn between_sql(one: Key, other: Key) -> String {
+    format!(
         "SELECT c.id FROM ChannelParticipant AS a
          JOIN ChannelParticipant AS b ON b.channel_id = a.channel_id
          JOIN Channel AS c ON c.id = a.channel_id
          WHERE c.is_dm <> 0 AND {} AND {} ORDER BY c.id LIMIT 1",
         one.condition("a.", 1),
         other.condition("b.", 2)
-    );
-    let id = row::first(conn, &sql, [one.value(), other.value()], |row| row::number(row, 0))?;
-    Ok(id.map(ChannelId::from_sql))
+    )
 }
 
 /// A conversation that `leaver` left and `stayed` still has. The existing server kept a leaver's access, and nothing else
 /// of it (D-25).
 pub(super) fn left_by(conn: &Connection, leaver: UserId, stayed: UserId) -> rusqlite::Result<Option<ChannelId>> {
-    let id = row::first(
-        conn,
-        "SELECT c.id FROM ChannelParticipant AS p JOIN Channel AS c ON c.id = p.channel_id
-         WHERE p.user_id = ?2 AND c.is_dm <> 0
-           AND NOT EXISTS (SELECT 1 FROM ChannelParticipant WHERE channel_id = c.id AND user_id = ?1)
-           AND (EXISTS (SELECT 1 FROM scd_dm_former WHERE channel_id = c.id AND user_id = ?1)
-             OR EXISTS (SELECT 1 FROM ChannelAccess WHERE channel_id = c.id AND user_id = ?1))
-         ORDER BY c.id LIMIT 1",
-        [leaver.as_sql(), stayed.as_sql()],
-        |row| row::number(row, 0),
-    )?;
+    let id = row::first(conn, LEFT_BY, [leaver.as_sql(), stayed.as_sql()], |row| row::number(row, 0))?;
     Ok(id.map(ChannelId::from_sql))
 }
+
+const LEFT_BY: &str = "
+    SELECT c.id FROM ChannelParticipant AS p JOIN Channel AS c ON c.id = p.channel_id
+    WHERE p.user_id = ?2 AND c.is_dm <> 0
+      AND NOT EXISTS (SELECT 1 FROM ChannelParticipant WHERE channel_id = c.id AND user_id = ?1)
+      AND (EXISTS (SELECT 1 FROM scd_dm_former WHERE channel_id = c.id AND user_id = ?1)
+        OR EXISTS (SELECT 1 FROM ChannelAccess WHERE channel_id = c.id AND user_id = ?1))
+    ORDER BY c.id LIMIT 1";
 
 /// An account's public key; a damaged one is none.
 pub(super) fn key(conn: &Connection, user: UserId) -> rusqlite::Result<Option<PublicKey>> {
@@ -195,30 +196,29 @@ pub(super) fn encrypted_of(
 
 /// The newest conversations of an account, oldest first.
 fn channels_of(conn: &Connection, user: Option<UserId>) -> rusqlite::Result<Vec<ChannelId>> {
-    let mut channels = row::all(
-        conn,
-        "SELECT p.channel_id FROM ChannelParticipant AS p JOIN Channel AS c ON c.id = p.channel_id
-         WHERE p.user_id = ?1 AND c.is_dm <> 0 ORDER BY p.channel_id DESC LIMIT ?2",
-        params![user.map(UserId::as_sql), DMS_TOLD_MAX],
-        |row| row::number(row, 0).map(ChannelId::from_sql),
-    )?;
+    let params = params![user.map(UserId::as_sql), DMS_TOLD_MAX];
+    let mut channels = row::all(conn, CHANNELS_OF, params, |row| row::number(row, 0).map(ChannelId::from_sql))?;
     channels.reverse();
     Ok(channels)
 }
 
+const CHANNELS_OF: &str = "
+    SELECT p.channel_id FROM ChannelParticipant AS p JOIN Channel AS c ON c.id = p.channel_id
+    WHERE p.user_id = ?1 AND c.is_dm <> 0 ORDER BY p.channel_id DESC LIMIT ?2";
+
 /// Accounts with a key that share an open invitation with `user`.
 pub(super) fn waiting_for_key(conn: &Connection, user: UserId) -> rusqlite::Result<Vec<Participant>> {
-    row::all(
-        conn,
-        "SELECT u.id, u.nickname FROM DMInvite AS i JOIN User AS u ON u.id = i.initiator_user_id
-         WHERE i.target_user_id = ?1 AND length(u.encryption_public_key) = 32
-         UNION
-         SELECT u.id, u.nickname FROM DMInvite AS i JOIN User AS u ON u.id = i.target_user_id
-         WHERE i.initiator_user_id = ?1 AND length(u.encryption_public_key) = 32",
-        [user.as_sql()],
-        |row| Ok(Participant { user: row::id(row, 0, UserId::from_sql)?, session: None, nickname: row::name(row, 1)? }),
-    )
+    row::all(conn, WAITING_FOR_KEY, [user.as_sql()], |row| {
+        Ok(Participant { user: row::id(row, 0, UserId::from_sql)?, session: None, nickname: row::name(row, 1)? })
+    })
 }
+
+const WAITING_FOR_KEY: &str = "
+    SELECT u.id, u.nickname FROM DMInvite AS i JOIN User AS u ON u.id = i.initiator_user_id
+    WHERE i.target_user_id = ?1 AND length(u.encryption_public_key) = 32
+    UNION
+    SELECT u.id, u.nickname FROM DMInvite AS i JOIN User AS u ON u.id = i.target_user_id
+    WHERE i.initiator_user_id = ?1 AND length(u.encryption_public_key) = 32";
 
 macro_rules! invites {
     ($condition:literal) => {
@@ -297,4 +297,48 @@ pub(super) fn overview(conn: &Connection, sessions: SessionIds, user: UserId) ->
         requests: invites(invites!("i.target_user_id = ?1 ORDER BY i.id DESC LIMIT ?2"))?,
         pending: invites(invites!("i.initiator_user_id = ?1 ORDER BY i.id DESC LIMIT ?2"))?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sqlite::row::plan;
+
+    /// Who talks to whom must not become slower with the number of conversations.
+    fn check(sql: &str, params: impl rusqlite::Params) {
+        let plan = plan(sql, params);
+        assert!(!plan.contains("SCAN"), "{plan}");
+    }
+
+    #[test]
+    fn conversations_and_invitations_are_found_by_their_sides() {
+        for (one, other) in
+            [(Key::User(1), Key::User(2)), (Key::User(1), Key::Session(2)), (Key::Session(1), Key::Session(2))]
+        {
+            check(&between_sql(one, other), [1, 2]);
+        }
+        check(LEFT_BY, [1, 2]);
+        check(CHANNELS_OF, [1, 2]);
+        check(WAITING_FOR_KEY, [1]);
+        check(invites!("i.target_user_id = ?1 ORDER BY i.id DESC LIMIT ?2"), [1, 2]);
+        check(invites!("i.initiator_user_id = ?1 ORDER BY i.id DESC LIMIT ?2"), [1, 2]);
+    }
+
+    #[test]
+    fn a_name_tells_an_encrypted_conversation() {
+        let side = |user| Participant { user: Some(UserId(user)), session: None, nickname: Name::from(&b"x"[..]) };
+        let (one, other) = (side(12), side(3));
+        for (name, expected) in [
+            ("dm_3_12", true),
+            ("dm_3_12-2", true),
+            ("dm_3_120", false),
+            ("dm_12_3", false),
+            ("dm_9_12", false),
+            ("", false),
+        ] {
+            assert_eq!(is_encrypted(&Name::from(name.as_bytes()), [&one, &other]), expected, "{name}");
+        }
+        let visitor = Participant { user: None, session: None, ..side(1) };
+        assert!(!is_encrypted(&Name::from(&b"dm_3_12"[..]), [&one, &visitor]));
+    }
 }

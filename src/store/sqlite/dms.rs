@@ -3,11 +3,12 @@
 //! A conversation is a channel with participants; its name says whether it is encrypted, for this and any other server.
 //! Accounts have a row of access as well, because that is where the existing server looks.
 
-use rusqlite::params;
+use rusqlite::{Connection, params};
 
 use super::channels;
 use super::dm_rows::{self, Key, Pair, is_encrypted, pair_name};
 use super::row::{self, FOREIGN_KEY, Failure, Text};
+use super::visitors::SessionIds;
 use super::writer::Scope;
 use crate::ids::{ChannelId, InviteId, SessionId, UserId};
 use crate::limits::{INVITE_REPEAT_MS, OPEN_INVITES_MAX};
@@ -15,6 +16,9 @@ use crate::store::{Dm, DmLeft, EncryptionStatus, Event, Participant, PublicKey, 
 
 /// Hours that a conversation keeps its messages, as the existing server sets it.
 const RETENTION_HOURS: u32 = 168;
+
+/// Messages that go along with the last participant in one transaction: some milliseconds of the writer's time.
+const MESSAGES_AT_ONCE: usize = 200;
 
 pub(super) fn start(
     scope: &mut Scope<'_>,
@@ -312,10 +316,55 @@ fn remove(scope: &mut Scope<'_>, channel: ChannelId, who: &Participant) -> Resul
         note_leaving(scope, channel, who)?;
         channels::find(scope.conn, scope.sessions, channel)?
     } else {
-        row::execute(scope.conn, "DELETE FROM Channel WHERE id = ?1", [channel.as_sql()])?;
+        // What is too much for one transaction goes in batches, later.
+        remove_messages(scope.conn, channel, MESSAGES_AT_ONCE)?;
         None
     };
     Ok(Some(DmLeft { channel, who: who.clone(), rest }))
+}
+
+/// Removes messages of a conversation that everybody has left, and in the end the conversation; how many.
+fn remove_messages(conn: &Connection, channel: ChannelId, budget: usize) -> rusqlite::Result<usize> {
+    let removed = row::execute(
+        conn,
+        "DELETE FROM Message WHERE id IN (SELECT id FROM Message INDEXED BY scd_message_places
+                                          WHERE COALESCE(subchannel_id, channel_id) = ?1 LIMIT ?2)",
+        params![channel.as_sql(), i64::try_from(budget).unwrap_or(i64::MAX)],
+    )?;
+    if removed < budget {
+        row::execute(conn, "DELETE FROM Channel WHERE id = ?1", [channel.as_sql()])?;
+    }
+    Ok(removed)
+}
+
+/// Goes on where [`remove`] stopped: about `budget` rows at once, 0 when nothing is left to do. Whoever has access but is no
+/// participant may be somebody that the existing server knows.
+pub(super) fn clean_abandoned(conn: &Connection, budget: usize) -> rusqlite::Result<usize> {
+    let abandoned = row::first(
+        conn,
+        "SELECT id FROM Channel AS c
+         WHERE is_dm <> 0 AND NOT EXISTS (SELECT 1 FROM ChannelParticipant WHERE channel_id = c.id)
+           AND NOT EXISTS (SELECT 1 FROM ChannelAccess WHERE channel_id = c.id)
+         LIMIT 1",
+        [],
+        |row| row::number(row, 0).map(ChannelId::from_sql),
+    )?;
+    // The conversation itself counts as a row, so that the next one is looked for.
+    abandoned.map_or(Ok(0), |channel| remove_messages(conn, channel, budget).map(|removed| removed + 1))
+}
+
+/// Visitors whom a crash kept from leaving are taken out; how many. Those they talked with find that they have left.
+pub(super) fn forget_earlier_visitors(conn: &Connection, sessions: SessionIds, now: i64) -> rusqlite::Result<usize> {
+    let first = sessions.stored(SessionId(0));
+    row::execute(
+        conn,
+        "INSERT INTO scd_dm_former (channel_id, nickname, left_at)
+         SELECT channel_id, nickname, ?2 FROM ChannelParticipant WHERE user_id IS NULL AND session_id <= ?1",
+        [first, now],
+    )?;
+    row::execute(conn, "DELETE FROM DMInvite WHERE initiator_user_id IS NULL AND initiator_session_id <= ?1", [first])?;
+    row::execute(conn, "DELETE FROM DMInvite WHERE target_user_id IS NULL AND target_session_id <= ?1", [first])?;
+    row::execute(conn, "DELETE FROM ChannelParticipant WHERE user_id IS NULL AND session_id <= ?1", [first])
 }
 
 /// For whoever stays: a line in the history, and with whom the conversation was.

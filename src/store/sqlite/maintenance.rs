@@ -13,12 +13,13 @@ use rusqlite::{Connection, OpenFlags, params};
 
 use super::fault::Fault;
 use super::lock::beside;
-use super::open::{OpenError, Origin};
+use super::open::{Checkpoints, OpenError, Origin, spare_log};
 use super::queue::Queue;
 use super::repair::repair_thread_roots;
 use super::row;
+use super::visitors::SessionIds;
 use super::writer::{Job, Order, Task, Work};
-use super::{Clock, Observe, Retention};
+use super::{Clock, Observe, Retention, dms};
 
 /// How often sizes are looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -48,6 +49,8 @@ pub(super) struct Maintenance {
     pub(super) repaired: Arc<AtomicBool>,
     pub(super) retention: Retention,
     pub(super) origin: Origin,
+    pub(super) sessions: SessionIds,
+    pub(super) checkpoints: Checkpoints,
 }
 
 /// Work that goes on batch by batch until it finds nothing more to do.
@@ -61,6 +64,10 @@ enum Chore {
     },
     ForgetReadStates,
     Prune,
+    /// What a crash left of visitors in direct messages.
+    ForgetVisitors,
+    /// Direct messages that everybody has left.
+    CleanDms,
 }
 
 /// The last count of rows.
@@ -84,11 +91,11 @@ enum Cleaning {
 }
 
 /// A connection of its own, because a checkpoint on the writer's would hold up posts.
-pub(super) fn connect(path: &std::path::Path) -> Result<Connection, OpenError> {
+pub(super) fn connect(path: &std::path::Path, checkpoints: Checkpoints) -> Result<Connection, OpenError> {
     let failed = |source| OpenError::Sqlite { path: path.to_owned(), source };
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = Connection::open_with_flags(path, flags).map_err(failed)?;
-    conn.pragma_update(None, "wal_autocheckpoint", 0).map_err(failed)?;
+    spare_log(&conn, checkpoints).map_err(failed)?;
     Ok(conn)
 }
 
@@ -127,7 +134,7 @@ impl Maintenance {
         let size = |path: &std::path::Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
         let wal = size(&beside(&self.path, "-wal"));
         self.observe.sizes(size(&self.path), wal);
-        if wal <= WAL_BYTES_CHECKPOINT {
+        if wal <= WAL_BYTES_CHECKPOINT || self.checkpoints == Checkpoints::External {
             return;
         }
         // Takes what readers and writer leave free; what they do not, the next one does.
@@ -166,6 +173,11 @@ impl Maintenance {
             Chore::CleanMessages { .. } => self.write(shared, Box::new(|conn, now| clean_messages(conn, now, BATCH))),
             Chore::ForgetReadStates => self.write(shared, Box::new(|conn, now| forget_read_states(conn, now, BATCH))),
             Chore::Prune => self.write(shared, Box::new(prune)),
+            Chore::ForgetVisitors => {
+                let sessions = self.sessions;
+                self.write(shared, Box::new(move |conn, now| dms::forget_earlier_visitors(conn, sessions, now)))
+            }
+            Chore::CleanDms => self.write(shared, Box::new(|conn, _| dms::clean_abandoned(conn, BATCH))),
             Chore::Announce(cleaning) => {
                 self.announce(cleaning);
                 None
@@ -222,6 +234,9 @@ fn cleaning(enforce: Option<bool>, origin: Origin) -> Cleaning {
 /// The repair first: what follows goes by thread roots.
 fn round(cleaning: Cleaning, is_first: bool) -> Vec<Chore> {
     let mut chores = vec![Chore::RepairRoots, Chore::ForgetReadStates, Chore::Prune];
+    // Of visitors in a file of another program nothing is taken that its operator might still look for.
+    chores.extend((cleaning == Cleaning::Now && is_first).then_some(Chore::ForgetVisitors));
+    chores.push(Chore::CleanDms);
     chores.extend(match (cleaning, is_first) {
         (Cleaning::Now, _) | (Cleaning::AfterAnInterval, false) => Some(Chore::CleanMessages { cleaned: 0 }),
         (Cleaning::AfterAnInterval | Cleaning::Unasked, true) => Some(Chore::Announce(cleaning)),

@@ -26,8 +26,11 @@ pub(super) fn post(
     parent: Option<MessageId>,
     content: &Bytes,
 ) -> Result<Event, Failure> {
-    if scope.channels.get(&channel).is_some_and(|channel| channel.participants.is_some()) {
-        admit(scope, channel, author)?;
+    // What is known to be open to everybody needs no look at the file.
+    if scope.channels.get(&channel).is_none_or(|channel| channel.participants.is_some())
+        && !dm_rows::may_see(scope.conn, scope.sessions, channel, author.viewer())?
+    {
+        return Err(Refusal::NotParticipant.into());
     }
     let above = parent.map(|parent| root_for_reply(scope.conn, channel, parent)).transpose()?;
     let id = MessageId::from_sql(scope.ids.next(scope.now).ok_or(Refusal::Database)?);

@@ -20,9 +20,12 @@ mod queue;
 mod read_state;
 mod reader;
 pub mod repair;
+pub mod restore;
 mod row;
 pub mod seeds;
+pub mod snapshot;
 mod snowflake;
+pub mod survey;
 mod thread;
 mod users;
 mod visitors;
@@ -49,6 +52,8 @@ use self::visitors::SessionIds;
 use self::writer::{Inputs, Job, Order, Task, Writer};
 use super::{Busy, Channel, Deliver, Query, Store, Submission, Ticket};
 use crate::limits::{READER_QUEUE_MAX, WRITER_QUEUE_MAX};
+use crate::profile::tasks::site;
+use crate::supervise;
 
 /// The time, as the store asks for it.
 pub trait Clock: Send + Sync {
@@ -170,7 +175,7 @@ impl SqliteStore {
     /// # Errors
     /// A connection or a thread could not be made. What was started until then is stopped again.
     pub fn start(opened: Opened, parts: Parts) -> Result<Self, StartError> {
-        let Opened { lock, writer, path, .. } = opened;
+        let Opened { lock, writer, path, checkpoints, .. } = opened;
         let Parts { readers, retention, channels, deliver, clock, observe, on_writer_exit } = parts;
         let failed = |source| StartError::Sqlite { path: path.clone(), source };
         let origin = open::origin(&writer).map_err(failed)?;
@@ -178,8 +183,8 @@ impl SqliteStore {
         let (ending, ended) = sync_channel(0);
         let (maintenance, stop) = sync_channel(0);
         let store = Self {
-            writes: Arc::new(Queue::new(WRITER_QUEUE_MAX)),
-            reads: Arc::new(Queue::new(READER_QUEUE_MAX)),
+            writes: Arc::new(Queue::new(WRITER_QUEUE_MAX, site!("wait for the writer"))),
+            reads: Arc::new(Queue::new(READER_QUEUE_MAX, site!("wait for the read pool"))),
             writer_alive: Arc::new(AtomicBool::new(true)),
             threads: Mutex::new(Threads { handles: Vec::new(), ended, maintenance: Some(maintenance) }),
         };
@@ -198,7 +203,7 @@ impl SqliteStore {
             store.spawn(format!("scd-reader-{number}"), ending.clone(), move || reader.run())?;
         }
         let maintenance = Maintenance {
-            conn: maintenance::connect(&path)?,
+            conn: maintenance::connect(&path, checkpoints)?,
             path: path.clone(),
             queue: store.writes.clone(),
             stop,
@@ -207,8 +212,10 @@ impl SqliteStore {
             repaired,
             retention,
             origin,
+            sessions,
+            checkpoints,
         };
-        let inputs = Inputs { queue: store.writes.clone(), channels, sessions, deliver, clock, observe };
+        let inputs = Inputs { checkpoints, queue: store.writes.clone(), channels, sessions, deliver, clock, observe };
         let writer = Writer::new(writer, lock, &path, inputs).map_err(failed)?;
         let exit = WriterExit {
             queue: store.writes.clone(),
@@ -229,7 +236,7 @@ impl SqliteStore {
         ending: SyncSender<()>,
         run: impl FnOnce() + Send + 'static,
     ) -> Result<(), StartError> {
-        let thread = std::thread::Builder::new().name(name.clone()).spawn(move || {
+        let thread = supervise::spawn(&name, move || {
             let _ending = ending;
             run();
         });

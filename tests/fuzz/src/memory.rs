@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use superchat::ids::{ChannelId, MessageId, UserId};
+use superchat::ids::{ChannelId, InviteId, MessageId, UserId};
 use superchat::passwords::{HashJob, HashOutcome, Passwords};
 use superchat::shard::ShardEvent;
 use superchat::shard::event::Commit;
 use superchat::store::command::NewChannel;
 use superchat::store::{
-    Account, Actor, Answer, Author, Busy, Channel, ChannelType, Command, Event, Message, Name, Outcome, Query, Refusal,
-    Store, Submission, Ticket,
+    Account, Actor, Answer, Author, Busy, Channel, ChannelType, Command, Dm, DmLeft, DmOverview, DmSide,
+    EncryptionStatus, Event, Invite, Message, Name, Outcome, Participant, Query, Refusal, Store, Submission, Ticket,
 };
 
 /// Requests that may wait; the next one finds the store busy.
@@ -91,6 +91,8 @@ fn hash(job: HashJob) -> HashOutcome {
 struct Rows {
     channels: Vec<Channel>,
     accounts: BTreeMap<UserId, Account>,
+    /// As messages: by place, `None` once answered.
+    invites: Vec<Option<Invite>>,
     /// In the order of their ids, which are their places from 1 on; `None` once deleted.
     messages: Vec<Option<Message>>,
 }
@@ -119,9 +121,80 @@ impl Rows {
                 Ok(Event::PasswordSet { user })
             }
             Command::UpdateReadState { .. } => Ok(Event::ReadStateUpdated),
+            Command::StartDm { initiator, target, allow_unencrypted } => {
+                let invite = self.invite(initiator, target);
+                // Either outcome of a start, as the client likes.
+                if allow_unencrypted { self.invited(invite) } else { self.open_dm(&invite) }
+            }
+            Command::AcceptDm { invite, by } => {
+                let invite = self.take_invite(invite)?;
+                if invite.target.is_same(&by) { self.open_dm(&invite) } else { Err(Refusal::NotInvited) }
+            }
+            Command::DeclineDm { invite, .. } => Ok(Event::DmDeclined { invite: Box::new(self.take_invite(invite)?) }),
+            Command::LeaveDm { channel, leaver } => {
+                let left = self.leave_dm(channel, &leaver).ok_or(Refusal::NotParticipant)?;
+                Ok(Event::DmLeft(Box::new(left)))
+            }
+            Command::ForgetVisitor { session } => {
+                let nickname = Name::from(&b""[..]);
+                let visitor = Participant { user: None, session: Some(session), nickname };
+                let channels: Vec<_> = self.channels.iter().map(|channel| channel.id).collect();
+                let left = channels.into_iter().filter_map(|channel| self.leave_dm(channel, &visitor));
+                Ok(Event::VisitorForgotten { left: left.collect() })
+            }
+            Command::ProvideKey { user, .. } => {
+                Ok(Event::KeyProvided { user, opened: Vec::new(), others: Vec::new(), is_changed: true })
+            }
             #[allow(unreachable_patterns, reason = "a write this store does not know fails, as any store's may")]
             _ => Err(Refusal::Database),
         }
+    }
+
+    fn invite(&self, initiator: Participant, target: Participant) -> Invite {
+        let id = InviteId(self.invites.len() as u64 + 1);
+        Invite { id, initiator, target, encryption: EncryptionStatus::Optional }
+    }
+
+    fn invited(&mut self, invite: Invite) -> Result<Event, Refusal> {
+        if self.invites.len() >= ROWS_MAX {
+            return Err(Refusal::TooManyInvites);
+        }
+        self.invites.push(Some(invite.clone()));
+        Ok(Event::DmInvited { invite: Box::new(invite), is_told: true })
+    }
+
+    fn take_invite(&mut self, id: InviteId) -> Result<Invite, Refusal> {
+        let place = id.0.checked_sub(1).and_then(|place| self.invites.get_mut(usize::try_from(place).ok()?));
+        place.and_then(Option::take).ok_or(Refusal::InviteNotFound)
+    }
+
+    fn open_dm(&mut self, invite: &Invite) -> Result<Event, Refusal> {
+        if self.channels.len() >= ROWS_MAX {
+            return Err(Refusal::Database);
+        }
+        let sides = [&invite.target, &invite.initiator];
+        let channel = Channel {
+            id: ChannelId(self.channels.len() as u64 + 1),
+            participants: Some(sides.into_iter().cloned().collect()),
+            ..channels().remove(0)
+        };
+        self.channels.push(channel.clone());
+        let sides = sides.map(|who| DmSide { who: who.clone(), key: None });
+        Ok(Event::DmOpened { dm: Box::new(Dm { channel, sides }), is_new: true })
+    }
+
+    /// Channels keep their places, so one that everybody has left stays, with nobody in it.
+    fn leave_dm(&mut self, channel: ChannelId, leaver: &Participant) -> Option<DmLeft> {
+        let known = self.channels.iter_mut().find(|known| known.id == channel)?;
+        let inside = known.participants.as_ref()?;
+        let rest: Vec<_> = inside.iter().filter(|who| !who.is_same(leaver)).cloned().collect();
+        if rest.len() == inside.len() {
+            return None;
+        }
+        known.participants = Some(rest.into());
+        let rest = known.clone();
+        let is_over = rest.participants.as_ref().is_none_or(|inside| inside.is_empty());
+        Some(DmLeft { channel, who: leaver.clone(), rest: (!is_over).then_some(rest) })
     }
 
     fn post(
@@ -223,9 +296,22 @@ impl Rows {
             Query::Account { nickname } => Answer::Account { account: self.named(&nickname).cloned(), ban: None },
             Query::AccountById { user } => Answer::Account { account: self.accounts.get(&user).cloned(), ban: None },
             Query::Accounts { limit } => Answer::Accounts(self.accounts.values().take(limit.into()).cloned().collect()),
+            Query::Dm { .. } => Answer::Dm { found: None, has_key: true },
+            Query::Dms { user } => Answer::Dms(Box::new(self.overview(user))),
             Query::Unread { targets, .. } => Answer::Unread(vec![1; targets.len()]),
             #[allow(unreachable_patterns, reason = "a read this store does not know fails, as any store's may")]
             _ => Answer::Failed,
+        }
+    }
+
+    fn overview(&self, user: UserId) -> DmOverview {
+        let invites = self.invites.iter().flatten();
+        let of = |who: &Participant| who.user == Some(user);
+        DmOverview {
+            user,
+            found: Vec::new(),
+            requests: invites.clone().filter(|invite| of(&invite.target)).cloned().collect(),
+            pending: invites.filter(|invite| of(&invite.initiator)).cloned().collect(),
         }
     }
 

@@ -168,6 +168,7 @@ impl World {
             passwords: Arc::clone(&memory) as _,
             bus: Arc::new(Bus::new(1)),
             metrics: metrics(),
+            stopwatch: || 0,
             now,
         });
         let gate = Gate::new(None, None, vec!["127.0.0.0/8".parse().unwrap()]);
@@ -346,6 +347,7 @@ fn settings() -> ChatSettings {
         requests_per_second: Some(100),
         messages_per_minute: Some(60),
         channels_per_hour: Some(5),
+        dms_per_hour: Some(30),
         auth_attempts_per_minute: Some(10),
         admin_users: vec!["admin".into()],
         moderator_users: vec!["moderator".into()],
