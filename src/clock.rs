@@ -46,6 +46,17 @@ pub fn recent_seconds() -> u32 {
     RECENT_SECONDS.load(Ordering::Relaxed)
 }
 
+/// Microseconds on the system's own monotonic clock, by which a service manager orders what it is told.
+pub fn system_monotonic_micros() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    #[expect(unsafe_code, reason = "the standard library does not tell an Instant's value; the call writes one struct")]
+    // SAFETY: `time` outlives the call, which gets a valid pointer to it.
+    let outcome = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    debug_assert_eq!(outcome, 0, "every Linux has this clock");
+    let part = |number: i64| u64::try_from(number).unwrap_or(0);
+    part(time.tv_sec) * 1_000_000 + part(time.tv_nsec) / 1_000
+}
+
 /// The system's time zone (`TZ`, else `/etc/localtime`, else UTC), read once: a later lookup could touch the disk.
 pub fn zone() -> &'static TimeZone {
     static ZONE: OnceLock<TimeZone> = OnceLock::new();

@@ -2,12 +2,13 @@
 //! 1; `check-config` answers a wrong configuration with 1, because that is its finding.
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
-use superchat::cli::{self, Command, FrameCommand, Input, Stop};
-use superchat::config::{self, Environment, Flags};
+use superchat::cli::{self, Command, DatabaseFlags, FrameCommand, Input, Stop};
+use superchat::config::{self, Environment, Flags, Loaded};
 use superchat::wire::json::{JsonError, decode_line, encode_line};
-use superchat::{client, server, supervise};
+use superchat::{backup, client, doctor, manual, server, supervise, support};
 
 /// Unused memory goes back to the system within a second, by a thread of the allocator's own. On average every 512 KiB one
 /// allocation is remembered with its stack, and what was freed stays counted: the `heap` and `allocs` profiles.
@@ -39,8 +40,23 @@ fn run(command: &Command) -> ExitCode {
         Command::CheckConfig(flags) => check_config(&flags.flags()),
         Command::ConfigExample { markdown: true } => print(&config::markdown()),
         Command::ConfigExample { markdown: false } => print(&config::example()),
+        Command::Manual { section } => print(&manual::page(*section)),
+        Command::Completions { shell } => print(&manual::completions(*shell)),
         Command::Serve(flags) => serve(&flags.flags()),
         Command::Health { flags, ready } => health(&flags.flags(), *ready),
+        Command::Backup { target, keep, verify, database } => with_database(database, |database| {
+            let keep = keep.map(|keep| keep as usize);
+            Ok((backup::back_up(&backup::Order { database, target, keep, verify: *verify })?, true))
+        }),
+        Command::Restore { file, database } => {
+            with_database(database, |database| Ok((backup::restore(file, database)?, true)))
+        }
+        Command::Check(database) => with_database(database, |database| {
+            let verdict = backup::check(database);
+            Ok((verdict.lines, verdict.is_sound))
+        }),
+        Command::Doctor { json, flags } => doctor(&flags.flags(), *json),
+        Command::SupportBundle { output, flags } => support_bundle(&flags.flags(), output.as_deref()),
         Command::Frame(FrameCommand::Decode { hex }) => {
             translate(hex, |line| decode_line(line).map(|json| json.to_string()))
         }
@@ -59,17 +75,34 @@ fn serve(flags: &Flags) -> ExitCode {
         Err(error) => return complain(&error.to_string(), WRONG_USAGE),
     };
     loaded.write_missing_file();
-    match server::serve(&loaded, &environment) {
+    match server::serve(loaded, &environment, flags) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => complain(&error.to_string(), FAILED),
     }
 }
 
+/// The configuration for a command that cannot do without.
+fn configured(flags: &Flags) -> Result<Loaded, ExitCode> {
+    config::load(&Environment::of_process(), flags).map_err(|error| complain(&error.to_string(), WRONG_USAGE))
+}
+
+/// Answers with what `work` makes of the configured database: lines, and whether all is well.
+fn with_database(flags: &DatabaseFlags, work: impl FnOnce(&Path) -> Result<(String, bool), String>) -> ExitCode {
+    let loaded = match configured(&flags.flags()) {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    match work(&loaded.settings.server.database_path) {
+        Ok((lines, is_well)) => verdict(&lines, is_well),
+        Err(line) => complain(&line, FAILED),
+    }
+}
+
 /// Asks the running server by the address that its configuration names.
 fn health(flags: &Flags, ready: bool) -> ExitCode {
-    let loaded = match config::load(&Environment::of_process(), flags) {
+    let loaded = match configured(flags) {
         Ok(loaded) => loaded,
-        Err(error) => return complain(&error.to_string(), WRONG_USAGE),
+        Err(code) => return code,
     };
     let Some(address) = loaded.settings.admin.metrics_listen else {
         return complain("metrics_listen is off: there is nobody to ask", FAILED);
@@ -124,6 +157,34 @@ fn check_config(flags: &Flags) -> ExitCode {
             print(&loaded.report())
         }
         Err(error) => complain(&error.to_string(), FAILED),
+    }
+}
+
+fn doctor(flags: &Flags, json: bool) -> ExitCode {
+    let loaded = match configured(flags) {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    let report = doctor::examine(&loaded, &doctor::Host::default());
+    verdict(&if json { report.json() } else { report.text() }, report.is_well())
+}
+
+fn support_bundle(flags: &Flags, output: Option<&Path>) -> ExitCode {
+    let loaded = match configured(flags) {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    match support::collect(&loaded, output) {
+        Ok(lines) => print(&lines),
+        Err(line) => complain(&line, FAILED),
+    }
+}
+
+/// Findings are an answer, even when they are bad news.
+fn verdict(lines: &str, is_well: bool) -> ExitCode {
+    match print(lines) {
+        ExitCode::SUCCESS if !is_well => ExitCode::from(FAILED),
+        code => code,
     }
 }
 

@@ -142,6 +142,7 @@ const SAMPLES: &[(&str, &str, &str, Option<&str>)] = &[
     ("server", "sanitize_content", "false", Some("0")),
     ("server", "idle_notice", "true", Some("TRUE")),
     ("server", "trusted_proxies", r#"["10.0.0.0/8", "192.0.2.1/32"]"#, Some("10.0.0.0/8,192.0.2.1")),
+    ("server", "shutdown_spread_seconds", "5", Some("5")),
     ("server", "shards", "3", Some("3")),
     ("server", "password_threads", "1", Some("1")),
     ("limits", "max_connections_per_ip", "20", Some("20")),
@@ -168,6 +169,7 @@ const SAMPLES: &[(&str, &str, &str, Option<&str>)] = &[
     ("discovery", "allow_private_servers", "true", Some("on")),
     ("discovery", "announce_to", r#"["a.example:6465", "[2001:db8::1]:7"]"#, Some("a.example,[2001:db8::1]:7")),
     ("storage", "durability", "\"process\"", Some("process")),
+    ("storage", "checkpoints", "\"external\"", Some("external")),
     ("storage", "readers", "4", Some("4")),
     ("admin", "metrics_listen", "\"off\"", Some("off")),
     ("admin", "profile_listen", "\"127.0.0.1:7060\"", Some("127.0.0.1:7060")),
@@ -843,5 +845,61 @@ proptest! {
             let second: Vec<_> = rows(&second).into_iter().filter(|row| rows(&first).contains(row)).collect();
             prop_assert_eq!(second, rows(&first));
         }
+    }
+}
+
+mod reload {
+    use super::*;
+
+    /// One home, whose file says first one thing and then another.
+    fn reloaded(before: &str, after: &str) -> (Loaded, Result<config::Reloaded, ConfigError>) {
+        let home = Home::new();
+        let load = |text: &str| {
+            let path = home.write("scd.toml", text);
+            config::load(&home.environment(&[]), &flags(Some(&path), &[])).expect("a configuration")
+        };
+        let mut running = load(before);
+        let outcome = running.reload(load(after));
+        (running, outcome)
+    }
+
+    fn names(entries: &[&config::Entry]) -> Vec<String> {
+        entries.iter().map(|entry| entry.name()).collect()
+    }
+
+    #[test]
+    fn live_settings_change_and_the_others_are_named_and_stay() {
+        let after = "[limits]\nmessage_rate_limit = 3\n[server]\ntcp_port = 7000\n[log]\nlog_format = 'json'\n";
+        let (running, outcome) = reloaded("", after);
+        let outcome = outcome.expect("it goes together");
+        assert_eq!(names(&outcome.changed), ["[limits] message_rate_limit"]);
+        assert_eq!(names(&outcome.waiting), ["[server] tcp_port", "[log] log_format"]);
+        assert_eq!(shown(&running, "limits", "message_rate_limit"), "3");
+        assert_eq!(shown(&running, "server", "tcp_port"), "6465");
+    }
+
+    #[test]
+    fn a_changed_secret_is_noticed_and_never_shown() {
+        let (running, outcome) =
+            reloaded("[admin]\nmetrics_token = 'hush-hush'\n", "[admin]\nmetrics_token = 'hush-hushed'\n");
+        let outcome = outcome.expect("it goes together");
+        assert_eq!(names(&outcome.changed), ["[admin] metrics_token"]);
+        assert!(!format!("{outcome:?}{running:?}").contains("hush"));
+    }
+
+    #[test]
+    fn a_token_is_not_taken_from_a_port_that_is_open_until_the_next_start() {
+        let open = "[admin]\nprofile_listen = '0.0.0.0:6060'\nmetrics_token = 'secret'\n";
+        let (running, outcome) = reloaded(open, "");
+        assert!(outcome.expect_err("an open port").to_string().contains("[admin] profile_listen"));
+        assert!(running.settings.admin.metrics_token.is_some());
+    }
+
+    #[test]
+    fn the_manual_marks_what_is_live() {
+        let marked = TABLE.iter().filter(|entry| entry.rule.live).count();
+        assert!(marked > 10 && marked < TABLE.len());
+        assert_eq!(config::markdown().matches(" | yes | ").count(), marked);
+        assert_eq!(config::example().matches(". Changed by a reload.\n").count(), marked);
     }
 }

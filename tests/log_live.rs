@@ -173,16 +173,16 @@ fn sigusr1_raises_and_sigusr2_lowers_the_level_of_the_running_server() {
     let server = Server::start(Settings::new());
     let mut alice = server.client_named("alice");
     post(&mut alice);
-    signal(&server, libc::SIGUSR1);
+    server.signal(libc::SIGUSR1);
     line(&server, "raised", |line| line.ends_with("[WARN] log level raised to debug"));
     post(&mut alice);
     line(&server, "a post", |line| line.contains("[DEBUG] POST_MESSAGE by alice"));
-    signal(&server, libc::SIGUSR2);
+    server.signal(libc::SIGUSR2);
     signal_after(&server, "lowered to info", libc::SIGUSR2);
     line(&server, "lowered", |line| line.ends_with("[WARN] log level lowered to warn"));
     drop(server.client_named("carol"));
     post(&mut alice);
-    signal(&server, libc::SIGUSR1);
+    server.signal(libc::SIGUSR1);
     line(&server, "raised again", |line| line.ends_with("[WARN] log level raised to info"));
     let text = fs::read_to_string(log_file(&server, "server.log")).unwrap();
     assert_eq!(text.matches("POST_MESSAGE by alice").count(), 1, "before, during, after:\n{text}");
@@ -192,7 +192,7 @@ fn sigusr1_raises_and_sigusr2_lowers_the_level_of_the_running_server() {
 /// Equal signals that nobody has looked at yet are one.
 fn signal_after(server: &Server, text: &str, number: libc::c_int) {
     line(server, text, |line| line.contains(text));
-    signal(server, number);
+    server.signal(number);
 }
 
 #[test]
@@ -201,18 +201,11 @@ fn sighup_goes_on_in_new_files_and_ends_nothing() {
     let mut alice = server.client_named("alice");
     let (current, old) = (log_file(&server, "server.log"), log_file(&server, "server.log.1"));
     fs::rename(&current, &old).unwrap();
-    signal(&server, libc::SIGHUP);
+    server.signal(libc::SIGHUP);
     line(&server, "reopened", |line| line.ends_with("[INFO] log files reopened"));
     let _bob = server.client_named("bob");
     line(&server, "bob", |line| line.contains("set nickname: bob"));
     assert!(!fs::read_to_string(&old).unwrap().contains("bob"));
     post(&mut alice);
     assert_eq!(server.stop(), Some(0));
-}
-
-#[expect(unsafe_code, reason = "the standard library has no kill(2); with our own child's id it touches no memory")]
-fn signal(server: &Server, number: libc::c_int) {
-    let pid = libc::pid_t::try_from(server.pid()).unwrap();
-    // SAFETY: no pointers; the id is that of a child not waited for yet, so it cannot belong to another process.
-    assert_eq!(unsafe { libc::kill(pid, number) }, 0, "signal {number} to {pid}");
 }

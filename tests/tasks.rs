@@ -113,7 +113,7 @@ impl Server {
     }
 
     fn stop(self) {
-        (0..SHARDS).for_each(|shard| self.bus.send(shard, ShardEvent::Stop));
+        (0..SHARDS).for_each(|shard| self.bus.send(shard, ShardEvent::Stop { spread_ms: 0 }));
         self.threads.into_iter().for_each(|thread| thread.join().unwrap());
     }
 }

@@ -121,6 +121,17 @@ fn rows(text: &str) -> Vec<Vec<&str>> {
     rows.map(|at| lines[at].trim_matches('|').split(" | ").map(str::trim).collect()).collect()
 }
 
+/// What is written for people about all of it, and for operators below `docs/`.
+fn documents() -> Vec<Source> {
+    let is_document = |path: &str| {
+        ["README.md", "ARCHITECTURE.md"].contains(&path) || path.starts_with("docs/") && path.ends_with(".md")
+    };
+    let mut sources = tree();
+    sources.retain(|source| is_document(&source.path));
+    assert!(sources.len() > 4, "the documents are elsewhere");
+    sources
+}
+
 /// Folders and files of the root: how a path in a document begins.
 fn top_level() -> BTreeSet<String> {
     tree().iter().filter_map(|source| source.path.split_once('/')).map(|(folder, _)| format!("{folder}/")).collect()
@@ -278,17 +289,71 @@ fn paths_in_the_documents_exist() {
     let folders = top_level();
     let is_path = |word: &&str| folders.iter().any(|folder| word.starts_with(folder.as_str()));
     let mut findings = Vec::new();
-    for (document, text) in [("README.md", README), ("ARCHITECTURE.md", ARCHITECTURE)] {
+    for Source { path: document, text } in documents() {
         let separators =
             |c: char| c.is_whitespace() || matches!(c, '`' | '(' | ')' | '[' | ']' | '|' | ',' | ';' | ':');
         let named: BTreeSet<&str> =
             text.split(separators).filter(is_path).map(|word| word.trim_end_matches('.')).collect();
-        assert!(named.len() > 3, "{document} names hardly any path");
-        // What is built is not there before it is built.
-        let gone = named.into_iter().filter(|path| !path.starts_with("target/") && !root().join(path).exists());
+        assert!(document.starts_with("docs/") || named.len() > 3, "{document} names hardly any path");
+        // What is built is not there before it is built, secrets are never there, and a pattern stands for several.
+        let is_made = |path: &&str| path.starts_with("target/") || path.starts_with("deploy/secrets/");
+        let named = named.into_iter().filter(|path| !is_made(path) && !path.contains('*'));
+        let gone = named.filter(|path| !root().join(path).exists());
         findings.extend(gone.map(|path| format!("{document} names {path}, which is not there")));
     }
     check(findings);
+}
+
+/// What links of Markdown in `text` lead to, without those to the web.
+fn links(text: &str) -> impl Iterator<Item = &str> {
+    text.split("](").skip(1).filter_map(|rest| rest.split(')').next()).filter(|link| !link.contains("://"))
+}
+
+/// As GitHub makes it of a heading.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim_start_matches('#').trim().chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.map(|c| if c == ' ' { '-' } else { c.to_ascii_lowercase() }).collect()
+}
+
+#[test]
+fn links_between_the_documents_lead_somewhere_and_the_index_has_them_all() {
+    let documents = documents();
+    let mut findings = Vec::new();
+    for Source { path, text } in &documents {
+        for link in links(text) {
+            let (file, place) = link.split_once('#').unwrap_or((link, ""));
+            let file =
+                if file.is_empty() { root().join(path) } else { root().join(path).with_file_name("").join(file) };
+            let target = fs::read_to_string(&file).unwrap_or_default();
+            let mut headings = target.lines().filter(|line| line.starts_with('#'));
+            if !file.exists() || !place.is_empty() && !headings.any(|heading| anchor(heading) == place) {
+                findings.push(format!("{path}: {link} leads nowhere"));
+            }
+        }
+    }
+    let index = documents.iter().find(|document| document.path == "docs/README.md").unwrap();
+    let indexed: Vec<_> = links(&index.text).collect();
+    let names = documents.iter().filter_map(|document| document.path.strip_prefix("docs/"));
+    let missing = names.filter(|name| *name != "README.md" && !indexed.contains(name));
+    findings.extend(missing.map(|name| format!("docs/README.md does not name {name}")));
+    check(findings);
+}
+
+#[test]
+fn commands_in_the_documents_are_understood() {
+    for document in documents() {
+        let blocks: String = document.text.split("```").skip(1).step_by(2).collect();
+        let mut commands = blocks.lines().filter(|line| line.starts_with("scd ") || line.starts_with("scripts/"));
+        let wrong = commands.find(|line| match line.strip_prefix("scd ") {
+            Some(_) => matches!(cli::parse(arguments(line)), Err(Stop::Usage(_))),
+            None => !root().join(line.split_whitespace().next().unwrap_or_default()).exists(),
+        });
+        assert_eq!(wrong, None, "{}", document.path);
+    }
+}
+
+fn arguments(line: &str) -> impl Iterator<Item = OsString> {
+    line.split_whitespace().map(|word| OsString::from(word.trim_matches('"')))
 }
 
 #[test]
@@ -296,8 +361,7 @@ fn commands_in_the_readme_are_understood() {
     let blocks: String = README.split("```").skip(1).step_by(2).collect();
     let is_known = |line: &&str| {
         let command = line.rsplit("| ").next().unwrap_or_default();
-        let arguments = command.split_whitespace().map(|word| OsString::from(word.trim_matches('"')));
-        !matches!(cli::parse(arguments), Err(Stop::Usage(_)))
+        !matches!(cli::parse(arguments(command)), Err(Stop::Usage(_)))
     };
     let commands: Vec<&str> = blocks.lines().filter(|line| words(line).any(|word| word == "scd")).collect();
     assert!(commands.len() > 5, "the README shows hardly any command");

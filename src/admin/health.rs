@@ -195,6 +195,14 @@ impl Health {
         self.probe.ask(now_ms)
     }
 
+    /// What the latest probe of the database found, at once. One that is too old is asked for again, for the next look.
+    ///
+    /// # Errors
+    /// As [`Self::database`].
+    pub fn database_lately(&self, now_ms: u64) -> Result<(), String> {
+        self.probe.glance(now_ms)
+    }
+
     /// The signs of life of all shards.
     pub fn pulses(&self, now_ms: u64) -> Vec<Pulse> {
         self.shards.iter().map(|beat| pulse(beat, now_ms, SHARD_DEADLINE_MS)).collect()
@@ -258,25 +266,32 @@ struct ProbeState {
 enum Run {
     #[default]
     None,
-    Going,
+    /// Since then, in monotonic milliseconds.
+    Going(u64),
     /// Somebody waited for it in vain. Nobody waits again, or a hung disk would use up all HTTP workers.
     Hangs,
+}
+
+impl ProbeState {
+    /// The last result, while it still serves.
+    fn fresh(&self, now_ms: u64) -> Option<Result<(), String>> {
+        let (ended_ms, result) = self.last.as_ref()?;
+        (now_ms.saturating_sub(*ended_ms) < PROBE_FRESH_MS).then(|| result.clone())
+    }
 }
 
 impl Probe {
     fn ask(self: &Arc<Self>, now_ms: u64) -> Result<(), String> {
         let mut state = self.lock();
         if state.run == Run::None {
-            if let Some((ended_ms, result)) = &state.last
-                && now_ms.saturating_sub(*ended_ms) < PROBE_FRESH_MS
-            {
-                return result.clone();
+            if let Some(result) = state.fresh(now_ms) {
+                return result;
             }
             self.start()?;
-            state.run = Run::Going;
+            state.run = Run::Going(now_ms);
         }
         let wait = Duration::from_millis(PROBE_TIME_MS);
-        let going = |state: &mut ProbeState| state.run == Run::Going;
+        let going = |state: &mut ProbeState| matches!(state.run, Run::Going(_));
         let (mut state, _) =
             self.finished.wait_timeout_while(state, wait, going).unwrap_or_else(PoisonError::into_inner);
         match &state.last {
@@ -287,6 +302,23 @@ impl Probe {
                 Err(hangs())
             }
         }
+    }
+
+    fn glance(self: &Arc<Self>, now_ms: u64) -> Result<(), String> {
+        let mut state = self.lock();
+        match state.run {
+            Run::Hangs => return Err(hangs()),
+            Run::Going(since_ms) if now_ms.saturating_sub(since_ms) > PROBE_TIME_MS => {
+                state.run = Run::Hangs;
+                return Err(hangs());
+            }
+            Run::None if state.fresh(now_ms).is_none() => {
+                self.start()?;
+                state.run = Run::Going(now_ms);
+            }
+            Run::None | Run::Going(_) => {}
+        }
+        state.last.as_ref().map_or(Ok(()), |(_, result)| result.clone())
     }
 
     /// The thread cannot report before the caller has let go of the lock.
@@ -331,7 +363,8 @@ pub fn check(address: SocketAddr, ready: bool) -> Result<String, String> {
     if status == "200" { Ok(body) } else { Err(format!("{status}: {body}")) }
 }
 
-fn reachable(address: IpAddr) -> IpAddr {
+/// The address to ask where a server listens on `address`.
+pub(crate) fn reachable(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(v4) if v4.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(v6) if v6.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
@@ -423,6 +456,25 @@ mod tests {
         assert_eq!(runs.load(Relaxed), 1);
         assert!(health.database(monotonic_ms() + PROBE_FRESH_MS).is_err());
         assert_eq!(runs.load(Relaxed), 2);
+    }
+
+    #[test]
+    fn a_glance_never_waits_and_sees_the_latest_result_or_that_there_is_none() {
+        let health = Health::new("1.2.3", 0, 0);
+        let (release, hung) = sync_channel::<Result<(), String>>(0);
+        let hung = Mutex::new(hung);
+        health.set_probe(move || hung.lock().expect("one probe at a time").recv().expect("a result"));
+        let now_ms = monotonic_ms();
+        assert_eq!(health.database_lately(now_ms), Ok(()), "nothing is known against it");
+        assert_eq!(health.database_lately(now_ms + PROBE_TIME_MS), Ok(()));
+        assert_eq!(health.database_lately(now_ms + PROBE_TIME_MS + 1), Err(hangs()));
+        release.send(Err("disk full".to_owned())).expect("the probe waits");
+        let seen = |wanted: &Result<(), String>| {
+            while health.database_lately(monotonic_ms()) != *wanted {
+                std::thread::yield_now();
+            }
+        };
+        seen(&Err("disk full".to_owned()));
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod status;
 
 use std::hint::black_box;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use base64::Engine as _;
 
@@ -93,19 +93,30 @@ impl AdminServer {
     }
 }
 
-/// The secret an operator may set for the pages that tell much; without one they are open.
+/// The secret an operator may set for the pages that tell much; without one they are open. Copies are the same token.
 #[derive(Clone, Default)]
-pub struct BearerToken(Option<String>);
+pub struct BearerToken(Arc<RwLock<Option<String>>>);
 
 impl BearerToken {
     /// An empty token is none.
     pub fn new(token: Option<String>) -> Self {
-        Self(token.filter(|token| !token.is_empty()))
+        let shared = Self::default();
+        shared.replace(token);
+        shared
+    }
+
+    /// Another token counts from the next request on.
+    pub fn replace(&self, token: Option<String>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = token.filter(|token| !token.is_empty());
+    }
+
+    fn get(&self) -> Option<String> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether one is set.
     pub fn is_set(&self) -> bool {
-        self.0.is_some()
+        self.get().is_some()
     }
 
     /// Lets a request pass, or says what to answer instead; a refusal is a security event.
@@ -131,7 +142,7 @@ impl BearerToken {
     }
 
     fn compare(&self, shown: Option<String>, route: &'static str, request: &Request) -> Result<(), Answer> {
-        let Some(token) = &self.0 else { return Ok(()) };
+        let Some(token) = self.get() else { return Ok(()) };
         if shown.as_ref().is_some_and(|shown| same(shown.as_bytes(), token.as_bytes())) {
             return Ok(());
         }

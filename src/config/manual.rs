@@ -33,8 +33,11 @@ fn facts(entry: &Entry) -> Vec<String> {
     let names = entry.environment();
     let environment = (!names.is_empty()).then(|| format!("Environment: {}", names.join(", ")));
     let flag = entry.rule.flag.map(|flag| format!("Flag: --{flag}"));
-    [Some(format!("Value: {}", kind.replace('`', ""))), environment, flag].into_iter().flatten().collect()
+    let live = entry.rule.live.then(|| LIVE.to_owned());
+    [Some(format!("Value: {}", kind.replace('`', ""))), environment, flag, live].into_iter().flatten().collect()
 }
+
+const LIVE: &str = "Changed by a reload";
 
 fn commented(lines: &[&str]) -> String {
     lines.iter().map(|line| format!("# {}", line.trim()).trim_end().to_owned() + "\n").collect()
@@ -44,13 +47,13 @@ fn entries_of(section: &str) -> impl Iterator<Item = &'static Entry> {
     TABLE.iter().copied().filter(move |entry| entry.section == section)
 }
 
-/// The manual page on configuration, `docs/configuration.md`.
+/// The page on configuration in `docs/configuration.md`.
 pub fn markdown() -> String {
     let sections = SECTIONS.iter().map(|(section, about)| {
         let rows: String = entries_of(section).map(markdown_row).collect();
         format!("\n## [{section}]\n\n{}\n\n{MARKDOWN_COLUMNS}{rows}", sentence(about))
     });
-    format!("{MARKDOWN_HEAD}{}", sections.collect::<String>())
+    format!("{MARKDOWN_HEAD}{INTRODUCTION}{}", sections.collect::<String>())
 }
 
 const MARKDOWN_HEAD: &str = "\
@@ -58,6 +61,10 @@ const MARKDOWN_HEAD: &str = "\
 
 <!-- Made from the table of settings: scd config-example --markdown > docs/configuration.md -->
 
+";
+
+/// What holds for all settings, in the Markdown of paragraphs, lists and headings of the second level only.
+pub const INTRODUCTION: &str = "\
 No configuration is needed. A flag outweighs an environment variable, which outweighs the file, which outweighs the
 default, key by key. `scd check-config` prints every setting with the value that counts and where it comes from;
 `scd config-example` prints a file with every key commented out.
@@ -78,12 +85,14 @@ default, key by key. `scd check-config` prints every setting with the value that
   above their largest value are lowered to it with a warning.
 - 0 means off where the table says so, otherwise the default. An empty text is the default. An empty list is empty.
 - An environment variable that is set to nothing counts as unset. Lists are separated by commas there.
+- A reload (`systemctl reload superchat`, SIGHUP) changes the settings marked as live; others that differ are named in the
+  log and wait for the next start. A file with an error changes nothing.
 - Keys that other versions of the server had only cause a warning.
 ";
 
 const MARKDOWN_COLUMNS: &str = "\
-| key | default | values | environment, flag | meaning |
-|---|---|---|---|---|
+| key | default | values | live | environment, flag | meaning |
+|---|---|---|---|---|---|
 ";
 
 fn markdown_row(entry: &Entry) -> String {
@@ -92,7 +101,8 @@ fn markdown_row(entry: &Entry) -> String {
     let names = entry.environment().into_iter().chain(flag).map(|name| format!("`{name}`"));
     let names = names.collect::<Vec<_>>().join(" ");
     let kind = (entry.kind)(&entry.rule);
-    format!("| `{}` | `{default}` | {kind} | {names} | {} |\n", entry.key, sentence(entry.help))
+    let live = if entry.rule.live { "yes" } else { "" };
+    format!("| `{}` | `{default}` | {kind} | {live} | {names} | {} |\n", entry.key, sentence(entry.help))
 }
 
 fn sentence(lines: &[&str]) -> String {

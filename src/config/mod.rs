@@ -17,7 +17,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-pub use manual::{example, markdown};
+pub use manual::{INTRODUCTION, example, markdown};
 pub use problem::{ConfigError, Fault, Problem};
 pub use raw::{Environment, Flags, Origin};
 pub use resolve::Origins;
@@ -25,7 +25,8 @@ pub use table::{
     Admin, Channels, Discovery, Entry, Limits, Log, Retention, Rule, SECTIONS, Server, Settings, Storage, TABLE,
 };
 pub use types::{
-    ChannelKind, Durability, Endpoint, Host, LogFilter, LogFormat, LogIp, NotAHost, NotALogFilter, Secret, SeedChannel,
+    ChannelKind, Checkpoints, Durability, Endpoint, Host, LogFilter, LogFormat, LogIp, NotAHost, NotALogFilter, Secret,
+    SeedChannel,
 };
 
 use places::Places;
@@ -48,6 +49,17 @@ pub struct Loaded {
     pub warnings: Vec<String>,
     /// What the operator should know: files used at their old places.
     pub notices: Vec<String>,
+}
+
+/// What a reload did.
+#[derive(Debug)]
+pub struct Reloaded {
+    /// Settings that have another value from now on.
+    pub changed: Vec<&'static Entry>,
+    /// Settings that get theirs at the next start.
+    pub waiting: Vec<&'static Entry>,
+    /// What the operator should change.
+    pub warnings: Vec<String>,
 }
 
 /// Which configuration file counts.
@@ -122,6 +134,26 @@ impl Loaded {
             Ok(()) => self.notices.push(format!("wrote {} with every setting commented out", path.display())),
             Err(error) => self.warnings.push(format!("cannot write {}: {error}", path.display())),
         }
+    }
+
+    /// Takes from `newer` what a reload changes, and says what it did. On an error nothing is changed.
+    ///
+    /// # Errors
+    /// When the settings taken over do not go with those that wait for the next start.
+    pub fn reload(&mut self, newer: Self) -> Result<Reloaded, ConfigError> {
+        let settings = self.settings.reloaded(&newer.settings);
+        let mut notes = Notes::default();
+        check_together(&settings, &newer.origins, &mut notes);
+        if !notes.problems.is_empty() {
+            return Err(ConfigError::Wrong(notes.problems));
+        }
+        let reloaded = Reloaded {
+            changed: self.settings.differences(&settings),
+            waiting: settings.differences(&newer.settings),
+            warnings: newer.warnings,
+        };
+        *self = Self { settings, origins: newer.origins, file: newer.file, ..self.clone() };
+        Ok(reloaded)
     }
 
     /// Every setting with its value and origin, in the form of the file. Secrets are masked.

@@ -12,7 +12,9 @@ use super::manual::{quoted, quoted_list};
 use super::problem::Fault;
 use super::raw::{Given, Hidden, Input, Notes, Origin, RawSeed};
 use super::table::{Entry, RETENTION_HOURS_MAX, Rule, Settings};
-use super::types::{ChannelKind, Durability, Endpoint, Host, LogFilter, LogFormat, LogIp, Secret, SeedChannel};
+use super::types::{
+    ChannelKind, Checkpoints, Durability, Endpoint, Host, LogFilter, LogFormat, LogIp, Secret, SeedChannel,
+};
 
 /// What resolving needs, and what it finds on its way.
 pub(super) struct Context<'a> {
@@ -338,7 +340,7 @@ macro_rules! word_settings {
         }
     )+};
 }
-word_settings!(Durability, LogFormat, LogIp);
+word_settings!(Checkpoints, Durability, LogFormat, LogIp);
 
 impl Setting for IpAddr {
     type Given = String;

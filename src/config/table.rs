@@ -13,7 +13,7 @@ use ipnet::IpNet;
 
 use super::raw::{Given, Source};
 use super::resolve::{Context, Setting, settle};
-use super::types::{Durability, Endpoint, Host, LogFilter, LogFormat, LogIp, Secret, SeedChannel};
+use super::types::{Checkpoints, Durability, Endpoint, Host, LogFilter, LogFormat, LogIp, Secret, SeedChannel};
 
 /// One row of [`TABLE`]: what is known of a key besides its type.
 #[derive(Debug)]
@@ -70,9 +70,15 @@ pub struct Rule {
     pub file_only: bool,
     /// Shown in the example file where the default cannot be written down.
     pub sample: Option<&'static str>,
+    /// A reload (SIGHUP) changes it; others wait for the next start.
+    pub live: bool,
 }
 
 impl Rule {
+    const fn live(self) -> Self {
+        Self { live: true, ..self }
+    }
+
     const fn flag(self, flag: &'static str) -> Self {
         Self { flag: Some(flag), ..self }
     }
@@ -103,6 +109,7 @@ const PLAIN: Rule = Rule {
     flag: None,
     file_only: false,
     sample: None,
+    live: false,
 };
 const PORT: Rule = Rule { at_most: 65_535, refuse_above: true, ..PLAIN };
 const FILE_ONLY: Rule = Rule { file_only: true, ..PLAIN };
@@ -212,6 +219,22 @@ macro_rules! settings {
                     self.$section.$key.show(&entry::$section::$key.rule),
                 )),+),+]
             }
+
+            /// The rows whose values differ, secrets included.
+            pub fn differences(&self, other: &Self) -> Vec<&'static Entry> {
+                let rows = [$($((self.$section.$key != other.$section.$key).then_some(&entry::$section::$key)),+),+];
+                rows.into_iter().flatten().collect()
+            }
+
+            /// These settings with what `newer` says of those that a reload changes.
+            #[must_use]
+            pub fn reloaded(&self, newer: &Self) -> Self {
+                Self {
+                    $($section: $Section {
+                        $($key: if entry::$section::$key.rule.live { &newer.$section.$key } else { &self.$section.$key }.clone(),)+
+                    },)+
+                }
+            }
         }
     };
 }
@@ -233,19 +256,22 @@ settings! {
         /// The SQLite file that holds everything. Empty: `superchat.db` in the data directory.
         database_path: PathBuf = PathBuf::new(), PLAIN.flag("db");
         /// Nicknames of registered accounts with all rights.
-        admin_users: Vec<String> = Vec::new(), PLAIN;
+        admin_users: Vec<String> = Vec::new(), PLAIN.live();
         /// Sets the password of the first of `admin_users` at every start. Empty: left alone.
         admin_password: Option<Secret> = None, PLAIN;
         /// Nicknames of registered accounts that carry the moderator mark.
-        moderator_users: Vec<String> = Vec::new(), PLAIN;
+        moderator_users: Vec<String> = Vec::new(), PLAIN.live();
         /// Send the archive byte that newer client generations expect in channel lists.
         wire_archive_flag: bool = false, PLAIN;
         /// Remove control characters from what is posted outside direct messages.
-        sanitize_content: bool = true, PLAIN;
+        sanitize_content: bool = true, PLAIN.live();
         /// Say `Session timeout` before an idle session is closed. Terminal clients then stay away.
-        idle_notice: bool = false, PLAIN;
+        idle_notice: bool = false, PLAIN.live();
         /// Peers whose X-Forwarded-For header is believed: addresses or networks of reverse proxies.
         trusted_proxies: Vec<IpNet> = Vec::new(), PLAIN;
+        /// Seconds over which clients are told of a shutdown, so that a crowd does not come back all at once; few clients
+        /// are told sooner. 0 = at once.
+        shutdown_spread_seconds: Option<Duration> = Some(Duration::from_secs(2)), PLAIN.live().at_most(60);
         /// Threads that serve sessions. 0 = one per core.
         shards: Option<NonZeroUsize> = None, PLAIN.at_most(256);
         /// Threads that hash passwords.
@@ -254,30 +280,30 @@ settings! {
     /// What one client may do.
     limits: Limits {
         /// Sessions from one address at the same time. 0 = off.
-        max_connections_per_ip: Option<NonZeroU8> = NonZeroU8::new(10), PLAIN;
+        max_connections_per_ip: Option<NonZeroU8> = NonZeroU8::new(10), PLAIN.live();
         /// Messages a user may post per minute. 0 = off.
-        message_rate_limit: Option<NonZeroU16> = NonZeroU16::new(10), PLAIN;
+        message_rate_limit: Option<NonZeroU16> = NonZeroU16::new(10), PLAIN.live();
         /// Channels a user may create per hour. 0 = off.
-        max_channel_creates: Option<NonZeroU16> = NonZeroU16::new(5), PLAIN;
+        max_channel_creates: Option<NonZeroU16> = NonZeroU16::new(5), PLAIN.live();
         /// Bytes of one message.
-        max_message_length: NonZeroU32 = nonzero!(NonZeroU32, 4096), PLAIN.at_most(4096);
+        max_message_length: NonZeroU32 = nonzero!(NonZeroU32, 4096), PLAIN.live().at_most(4096);
         /// Seconds without a frame after which a session is closed. 0 = never.
-        session_timeout_seconds: Option<Duration> = Some(Duration::from_secs(120)), PLAIN.at_most(YEAR_SECONDS);
+        session_timeout_seconds: Option<Duration> = Some(Duration::from_secs(120)), PLAIN.live().at_most(YEAR_SECONDS);
         /// Threads a session may be subscribed to.
-        max_thread_subscriptions: NonZeroU16 = nonzero!(NonZeroU16, 50), PLAIN;
+        max_thread_subscriptions: NonZeroU16 = nonzero!(NonZeroU16, 50), PLAIN.live();
         /// Channels a session may be subscribed to.
-        max_channel_subscriptions: NonZeroU16 = nonzero!(NonZeroU16, 10), PLAIN;
+        max_channel_subscriptions: NonZeroU16 = nonzero!(NonZeroU16, 10), PLAIN.live();
         /// Networks that are free of the limits on connections, messages, channels, sign-ins, requests and invites.
         /// The list replaces the default: repeat the loopback networks to keep them free.
-        exempt_networks: Vec<IpNet> = loopback_networks(), PLAIN;
+        exempt_networks: Vec<IpNet> = loopback_networks(), PLAIN.live();
         /// Sign-in attempts per minute, for an address and for an account. 0 = off.
-        auth_attempts_per_minute: Option<NonZeroU32> = NonZeroU32::new(10), PLAIN;
+        auth_attempts_per_minute: Option<NonZeroU32> = NonZeroU32::new(10), PLAIN.live();
         /// Requests of a session per second, with bursts of twice that. 0 = off.
-        requests_per_second: Option<NonZeroU32> = NonZeroU32::new(100), PLAIN;
+        requests_per_second: Option<NonZeroU32> = NonZeroU32::new(100), PLAIN.live();
         /// Direct message invites a user may send per hour. 0 = off.
         dm_invites_per_hour: Option<NonZeroU32> = NonZeroU32::new(30), PLAIN;
         /// Bytes that may wait for a session that reads slowly; above, it is disconnected and may come back.
-        outbox_bytes_max: NonZeroUsize = nonzero!(NonZeroUsize, 1_048_576), PLAIN.at_least(65_536).at_most(1 << 30);
+        outbox_bytes_max: NonZeroUsize = nonzero!(NonZeroUsize, 1_048_576), PLAIN.live().at_least(65_536).at_most(1 << 30);
     }
     /// How long messages are kept.
     retention: Retention {
@@ -302,11 +328,11 @@ settings! {
         /// Name under which this server is reached from outside. Empty: not announced, shown as `localhost`.
         public_hostname: Option<Host> = None, PLAIN;
         /// Name in directories.
-        server_name: String = "SuperChat Server".to_owned(), PLAIN.flag("server-name");
+        server_name: String = "SuperChat Server".to_owned(), PLAIN.live().flag("server-name");
         /// Description in directories.
-        server_description: String = "A SuperChat community server".to_owned(), PLAIN.flag("server-description");
+        server_description: String = "A SuperChat community server".to_owned(), PLAIN.live().flag("server-description");
         /// Sessions at the same time. 0 = unlimited.
-        max_users: Option<NonZeroU32> = None, PLAIN;
+        max_users: Option<NonZeroU32> = None, PLAIN.live();
         /// Let servers with private addresses register here.
         allow_private_servers: bool = false, PLAIN;
         /// Directories to register at: `host` or `host:port`, the port is 6465 otherwise.
@@ -316,6 +342,9 @@ settings! {
     storage: Storage {
         /// What a crash may cost: `full` = nothing that was acknowledged, `process` = a power cut the last moments.
         durability: Durability = Durability::Full, PLAIN;
+        /// Who brings the write-ahead log into the database file: `own` = this server, `external` = a program that
+        /// replicates the log, Litestream for instance. With `external` the log grows for as long as that program is away.
+        checkpoints: Checkpoints = Checkpoints::Own, PLAIN;
         /// Threads that read.
         readers: NonZeroUsize = nonzero!(NonZeroUsize, 2), PLAIN.at_most(64);
     }
@@ -326,7 +355,7 @@ settings! {
         /// Profiles: address and port, or `off`. An address other than loopback needs `metrics_token`.
         profile_listen: Option<SocketAddr> = loopback(6060), PLAIN;
         /// Bearer token that metrics, status and profiles ask for. Empty: none.
-        metrics_token: Option<Secret> = None, PLAIN.environment("METRICS_TOKEN");
+        metrics_token: Option<Secret> = None, PLAIN.live().environment("METRICS_TOKEN");
         /// The block profile's rate from the start on: waits of that many nanoseconds are all recorded, shorter ones by their
         /// part. 0: off.
         block_profile_rate: Option<NonZeroU32> = None, PLAIN;
@@ -336,11 +365,11 @@ settings! {
     /// Logs and error reports.
     log: Log {
         /// `error`, `warn`, `info`, `debug` or `trace`, and levels of modules after a comma: `info,superchat::net=debug`.
-        log_level: LogFilter = LogFilter::info(), PLAIN.environment("LOG_LEVEL").flag("log-level");
+        log_level: LogFilter = LogFilter::info(), PLAIN.live().environment("LOG_LEVEL").flag("log-level");
         /// `text` or `json`.
         log_format: LogFormat = LogFormat::Text, PLAIN.flag("log-format");
         /// How much of a client's address is logged: `full`, `truncated` or `off`.
-        log_ip: LogIp = LogIp::Full, PLAIN;
+        log_ip: LogIp = LogIp::Full, PLAIN.live();
         /// Write `debug.log` too.
         debug: bool = false, PLAIN.flag("debug");
         /// Where panics and errors are reported, a Sentry-compatible address. Empty: nowhere.

@@ -63,6 +63,16 @@ words! {
 }
 
 words! {
+    /// Who brings the write-ahead log into the database.
+    Checkpoints {
+        /// This server.
+        Own = "own",
+        /// A program that replicates the log, Litestream for instance.
+        External = "external",
+    }
+}
+
+words! {
     /// Form of a log line (OBSERVABILITY.md 4).
     LogFormat {
         /// For people.

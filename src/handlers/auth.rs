@@ -25,6 +25,9 @@ const SECRET_BYTES: std::ops::RangeInclusive<usize> = 40..=50;
 /// Bytes of a name that attempts on an account are counted by; the longest name that can be chosen has 20.
 const ACCOUNT_KEY_BYTES: usize = 64;
 
+/// After a start everybody has to sign in again. For so long, sign-ins that succeed do not count for their address.
+const RETURN_SECONDS: u64 = 120;
+
 /// After a sign-in, a client whose account was renamed salts its old password with the new name; for so long it is not
 /// compared (D-08). Milliseconds.
 const RENAMED_PASSWORD_GRACE_MS: u64 = 10 * 60 * 1000;
@@ -109,13 +112,15 @@ pub fn auth_request(shard: &mut Shard, key: SessionKey, request: &client::AuthRe
     let (nickname, secret) = (Name::from(request.nickname), Box::from(request.password_hash));
     let session = shard.clients.session(key).id;
     debug!(session = session.0, "Session {session}: AUTH_REQUEST for nickname {}", lossy(&nickname));
-    if !may_attempt(shard, key, &nickname) {
+    let returning = shard.uptime_seconds() < RETURN_SECONDS;
+    if !may_attempt(shard, key, &nickname, returning) {
         return refuse_sign_in(shard, key, AuthResult::Throttled, TOO_MANY_ATTEMPTS);
     }
     shard.ask(key, Query::Account { nickname: nickname.clone() }, move |shard, key, answer| {
         let Answer::Account { account, ban } = answer else { return };
         if account.as_ref().is_some_and(|account| account.password_hash.is_empty()) {
             let text = "This account requires SSH authentication. Please connect via SSH.";
+            count_failure(shard, key, returning);
             return refuse_sign_in(shard, key, AuthResult::Failed, text);
         }
         // An account that does not exist costs as much as one that does.
@@ -124,11 +129,20 @@ pub fn auth_request(shard: &mut Shard, key: SessionKey, request: &client::AuthRe
             (HashOutcome::Verified(true), Some(account)) => verified(shard, key, account, ban),
             (HashOutcome::Busy, _) => refuse_sign_in(shard, key, AuthResult::Throttled, BUSY),
             (_, account) => {
+                count_failure(shard, key, returning);
                 log_failure(shard, key, &nickname, account.is_some());
                 refuse_sign_in(shard, key, AuthResult::Failed, INVALID_CREDENTIALS);
             }
         });
     });
+}
+
+fn count_failure(shard: &mut Shard, key: SessionKey, returning: bool) {
+    let (now, session) = (shard.now.mono, shard.clients.session(key));
+    if !session.is_exempt() {
+        let address = session.address();
+        shard.rates.sign_in_failed(address, now, returning);
+    }
 }
 
 fn log_failure(shard: &mut Shard, key: SessionKey, nickname: &Name, known: bool) {
@@ -142,7 +156,7 @@ fn log_failure(shard: &mut Shard, key: SessionKey, nickname: &Name, known: bool)
 }
 
 /// Whether one more attempt is allowed for the session's address and for the account.
-fn may_attempt(shard: &mut Shard, key: SessionKey, nickname: &[u8]) -> bool {
+fn may_attempt(shard: &mut Shard, key: SessionKey, nickname: &[u8], returning: bool) -> bool {
     let session = shard.clients.session(key);
     if session.is_exempt() {
         return true;
@@ -150,8 +164,7 @@ fn may_attempt(shard: &mut Shard, key: SessionKey, nickname: &[u8]) -> bool {
     let (address, now) = (session.address(), shard.now.mono);
     // A name may have 64 KiB, and a table of such names would be anybody's to fill.
     let account = &nickname[..nickname.len().min(ACCOUNT_KEY_BYTES)];
-    let allowed =
-        shard.rates.auth_by_address.admit(address, now) && shard.rates.auth_by_account.admit(account.into(), now);
+    let allowed = shard.rates.admit_sign_in(address, account, now, returning);
     if !allowed {
         shard.rate_limited(key, RateLimit::Auth);
     }
@@ -231,7 +244,7 @@ pub fn register_user(shard: &mut Shard, key: SessionKey, request: &client::Regis
     if !SECRET_BYTES.contains(&request.password_hash.len()) {
         return refuse_registration(shard, key, INVALID_HASH);
     }
-    if !may_attempt(shard, key, &nickname) {
+    if !may_attempt(shard, key, &nickname, false) {
         return refuse_registration(shard, key, TOO_MANY_ATTEMPTS);
     }
     let job = HashJob::Hash { secret: request.password_hash.into() };
@@ -273,7 +286,7 @@ fn password_changed(shard: &mut Shard, key: SessionKey, failure: Option<&str>) {
 pub fn change_password(shard: &mut Shard, key: SessionKey, request: &client::ChangePassword<'_>) {
     let session = shard.clients.session(key);
     let (Some(signed_in), Some(nickname)) = (session.account, session.nickname.clone()) else { return };
-    if !may_attempt(shard, key, &nickname) {
+    if !may_attempt(shard, key, &nickname, false) {
         return password_changed(shard, key, Some(TOO_MANY_ATTEMPTS));
     }
     let (old, new) = (Box::from(request.old_password_hash), Box::from(request.new_password_hash));

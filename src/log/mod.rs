@@ -325,6 +325,11 @@ impl Logging {
         self.shared.filter.change(|_| levels);
     }
 
+    /// Shows addresses in another way (`log_ip`), in the whole process.
+    pub fn set_log_ip(&self, log_ip: LogIp) {
+        peer::set(log_ip);
+    }
+
     /// Logs one step more (SIGUSR1); returns the levels now in force.
     pub fn raise(&self) -> Levels {
         self.shared.filter.change(Levels::raised)

@@ -5,20 +5,23 @@ use std::io::{self, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
-use tracing::{debug, info, warn};
+use tokio::sync::Notify;
+use tokio::time::sleep;
+use tracing::{debug, error, info, warn};
 
 use super::{Gate, Refusal};
 use crate::ids::SessionId;
 use crate::metrics::{Metrics, RateLimit, Transport};
+use crate::shard::settings::InForce;
 use crate::shard::{Accepted, Bus, ShardEvent};
 use crate::supervise;
 use crate::wire::frame::{self, Compression};
-use crate::wire::server::{self, Disconnect, ServerConfig};
+use crate::wire::server::{self, Disconnect};
 
 /// What the kernel is asked to queue; it gives `net.core.somaxconn` at most (BEHAVIOUR.md 1.1).
 const BACKLOG: i32 = 65_535;
@@ -50,19 +53,19 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// What the acceptor needs.
 pub struct AcceptorParts {
+    /// Perhaps not ours alone: whoever started us may hold it for the next server.
     pub listener: TcpListener,
     pub gate: Arc<Gate>,
     pub bus: Arc<Bus>,
     pub metrics: Arc<Metrics>,
-    pub announced: ServerConfig,
-    /// Called should the thread panic: nobody would get in any more.
+    pub settings: Arc<InForce>,
+    /// Called should the thread end by itself: nobody would get in any more.
     pub on_panic: Box<dyn FnOnce() + Send>,
 }
 
 /// The accepting thread.
 pub struct Acceptor {
-    listener: TcpListener,
-    stopping: Arc<AtomicBool>,
+    stop: Arc<Notify>,
     thread: JoinHandle<()>,
 }
 
@@ -70,26 +73,33 @@ impl Acceptor {
     /// Starts accepting.
     ///
     /// # Errors
-    /// When the system gives no thread or no second handle on the socket.
+    /// When the system gives no thread, or no way to watch the socket.
     pub fn start(mut parts: AcceptorParts) -> io::Result<Self> {
-        let (listener, stopping) = (parts.listener.try_clone()?, Arc::new(AtomicBool::new(false)));
-        let stop = Arc::clone(&stopping);
+        parts.listener.set_nonblocking(true)?;
+        // One that was handed over may have a queue too short for a crowd that comes back.
+        SockRef::from(&parts.listener).listen(BACKLOG)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+        let stop = Arc::new(Notify::new());
+        let stopped = Arc::clone(&stop);
         let on_panic = std::mem::replace(&mut parts.on_panic, Box::new(|| {}));
         let thread = supervise::spawn("scd-accept", move || {
-            if catch_unwind(AssertUnwindSafe(|| accept_loop(&parts, &stop))).is_err() {
-                on_panic();
+            let accept = || runtime.block_on(accept_until(parts, &stopped));
+            match catch_unwind(AssertUnwindSafe(accept)) {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    error!(%error, "cannot watch the listening socket");
+                    on_panic();
+                }
+                Err(_) => on_panic(),
             }
         })?;
-        Ok(Self { listener, stopping, thread })
+        Ok(Self { stop, thread })
     }
 
-    /// Accepts no more and closes the port.
+    /// Accepts no more and lets go of the socket. That closes the port, unless somebody else holds it too: connections
+    /// then queue there for whoever accepts next, so it is not shut down.
     pub fn stop(self) {
-        self.stopping.store(true, Ordering::Release);
-        // A listener that is shut down returns from accept.
-        if let Err(error) = SockRef::from(&self.listener).shutdown(Shutdown::Both) {
-            debug!(%error, "listener was closed already");
-        }
+        self.stop.notify_one();
         if self.thread.join().is_err() {
             warn!("the accepting thread panicked");
         }
@@ -99,21 +109,30 @@ impl Acceptor {
 /// Session ids start at 1 and are never used again (BEHAVIOUR.md 1.2).
 static NEXT_SESSION: AtomicU64 = AtomicU64::new(1);
 
-fn accept_loop(parts: &AcceptorParts, stopping: &AtomicBool) {
+async fn accept_until(parts: AcceptorParts, stop: &Notify) -> io::Result<()> {
+    tokio::select! {
+        biased;
+        () = stop.notified() => Ok(()),
+        outcome = accept_loop(&parts) => outcome,
+    }
+}
+
+async fn accept_loop(parts: &AcceptorParts) -> io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(parts.listener.try_clone()?)?;
     let mut retry = RETRY_MIN;
     let mut lingering = VecDeque::new();
-    while !stopping.load(Ordering::Acquire) {
-        match parts.listener.accept() {
+    loop {
+        match listener.accept().await {
             Ok((stream, peer)) => {
                 retry = RETRY_MIN;
-                if let Err(error) = admit(parts, stream, peer, &mut lingering) {
+                let admitted = stream.into_std().and_then(|stream| admit(parts, stream, peer, &mut lingering));
+                if let Err(error) = admitted {
                     debug!(%error, "connection lost before it was served");
                 }
             }
-            Err(_) if stopping.load(Ordering::Acquire) => return,
             Err(error) => {
                 warn!(%error, "Accept error: {error}");
-                std::thread::sleep(retry);
+                sleep(retry).await;
                 retry = (retry * 2).min(RETRY_MAX);
             }
         }
@@ -127,7 +146,6 @@ fn admit(
     lingering: &mut VecDeque<TcpStream>,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    stream.set_nonblocking(true)?;
     SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
     match parts.gate.admit(peer.ip()) {
         Ok(admission) => {
@@ -166,8 +184,9 @@ fn turn_away(
     warn!(target: "security", remote = %crate::log::peer(address), "connection refused, rate limit exceeded: {reason}");
     let text = reason.as_bytes();
     let mut bytes = Vec::new();
+    let announced = parts.settings.get().announced.clone();
     let farewell = [
-        parts.announced.clone().into(),
+        announced.into(),
         server::Error { error_code: refusal.code().number(), message: text }.into(),
         Disconnect { reason: Some(text) }.into(),
     ];

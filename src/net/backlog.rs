@@ -14,7 +14,7 @@ pub fn limit() -> Option<u32> {
 /// Times that a connection found the queue of any listening socket full since the system started.
 #[must_use]
 pub fn overflows() -> Option<u64> {
-    parse_overflows(&fs::read_to_string("/proc/net/netstat").ok()?)
+    parse_overflows(&fs::read_to_string("/proc/self/net/netstat").ok()?)
 }
 
 /// Names stand in one line, values in the next, both led by the group's name.

@@ -19,15 +19,13 @@ use crate::wire::ErrorCode;
 
 /// Counts connections: in all and per address (BEHAVIOUR.md 1.10).
 #[derive(Debug)]
-pub struct Gate {
-    per_address_max: Option<u32>,
-    total_max: Option<u32>,
-    exempt: Vec<IpNet>,
-    open: Mutex<Open>,
-}
+pub struct Gate(Mutex<Open>);
 
 #[derive(Debug, Default)]
 struct Open {
+    per_address_max: Option<u32>,
+    total_max: Option<u32>,
+    exempt: Vec<IpNet>,
     total: u32,
     by_address: HashMap<IpAddr, u32, RandomState>,
 }
@@ -69,7 +67,15 @@ impl Gate {
     /// `None` = no limit. Exempt networks are free of the limit per address.
     #[must_use]
     pub fn new(per_address_max: Option<u32>, total_max: Option<u32>, exempt: Vec<IpNet>) -> Arc<Self> {
-        Arc::new(Self { per_address_max, total_max, exempt, open: Mutex::default() })
+        let gate = Self(Mutex::default());
+        gate.set_limits(per_address_max, total_max, exempt);
+        Arc::new(gate)
+    }
+
+    /// Other limits count for those who come from now on. Nobody who is in has to go.
+    pub fn set_limits(&self, per_address_max: Option<u32>, total_max: Option<u32>, exempt: Vec<IpNet>) {
+        let mut open = self.0.lock();
+        (open.per_address_max, open.total_max, open.exempt) = (per_address_max, total_max, exempt);
     }
 
     /// Takes a place for a connection.
@@ -78,13 +84,14 @@ impl Gate {
     /// [`Refusal`] when a limit is reached; no place is taken.
     pub fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Admission, Refusal> {
         let address = address.to_canonical();
-        let exempt = self.exempt.iter().any(|network| network.contains(&address));
-        let counted = self.per_address_max.filter(|_| !exempt);
-        let mut open = self.open.lock();
-        if self.total_max.is_some_and(|max| open.total >= max) {
+        let mut open = self.0.lock();
+        let exempt = open.exempt.iter().any(|network| network.contains(&address));
+        if open.total_max.is_some_and(|max| open.total >= max) {
             return Err(Refusal::ServerFull);
         }
-        if let Some(max) = counted {
+        if !exempt {
+            // Counted without a limit, too: a reload may set one.
+            let max = open.per_address_max.unwrap_or(u32::MAX);
             let here = open.by_address.entry(address).or_default();
             if *here >= max {
                 return Err(Refusal::AddressLimit);
@@ -93,7 +100,7 @@ impl Gate {
         }
         open.total += 1;
         drop(open);
-        Ok(Admission { gate: Arc::clone(self), address, exempt, counted: counted.is_some() })
+        Ok(Admission { gate: Arc::clone(self), address, exempt })
     }
 }
 
@@ -103,7 +110,6 @@ pub struct Admission {
     gate: Arc<Gate>,
     address: IpAddr,
     exempt: bool,
-    counted: bool,
 }
 
 impl Admission {
@@ -122,9 +128,9 @@ impl Admission {
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        let mut open = self.gate.open.lock();
+        let mut open = self.gate.0.lock();
         open.total -= 1;
-        if self.counted
+        if !self.exempt
             && let Some(here) = open.by_address.get_mut(&self.address)
         {
             *here -= 1;
@@ -151,5 +157,21 @@ mod tests {
         let exempt = gate.admit(ip("127.0.0.1")).unwrap();
         assert!(exempt.is_exempt());
         assert_eq!(gate.admit(ip("127.0.0.1")).unwrap_err(), Refusal::ServerFull);
+    }
+
+    #[test]
+    fn limits_set_later_count_those_who_are_in() {
+        let gate = Gate::new(None, None, Vec::new());
+        let address = "192.0.2.1".parse().unwrap();
+        let mut inside: Vec<_> = (0..3).map(|_| gate.admit(address).unwrap()).collect();
+        gate.set_limits(Some(2), None, Vec::new());
+        assert_eq!(gate.admit(address).unwrap_err(), Refusal::AddressLimit);
+        inside.truncate(1);
+        let second = gate.admit(address).unwrap();
+        gate.set_limits(Some(2), None, vec!["192.0.2.0/24".parse().unwrap()]);
+        assert!(gate.admit(address).unwrap().is_exempt());
+        drop((inside, second));
+        let open = gate.0.lock();
+        assert_eq!((open.total, open.by_address.len()), (0, 0), "each is counted out as it was counted in");
     }
 }

@@ -180,7 +180,7 @@ impl Core {
                     }
                 }
                 Some(event) => {
-                    if matches!(event, ShardEvent::Stop) {
+                    if matches!(event, ShardEvent::Stop { .. }) {
                         self.stopping.set(true);
                     }
                     self.guarded("event", |shard| shard.apply(event));

@@ -10,6 +10,7 @@ use crate::config::Settings;
 use crate::errors;
 use crate::log;
 use crate::metrics::{BuildInfo, Metric, Metrics, MetricsOptions, TOPIC_SERIES_MAX, free_disk_bytes};
+use crate::shard::settings::InForce;
 use crate::store::sqlite::{SqliteStore, backup};
 use crate::wire::{ClientMessage, ErrorCode, ServerMessage};
 
@@ -66,9 +67,10 @@ pub(super) fn provide(
     metrics: &Arc<Metrics>,
     health: &Arc<Health>,
     store: &Arc<SqliteStore>,
+    chat: &Arc<InForce>,
 ) {
     provide_metrics(database, metrics, store);
-    provide_health(settings, database, metrics, health, store);
+    provide_health(settings, database, metrics, health, store, chat);
 }
 
 #[expect(clippy::cast_precision_loss, reason = "metrics are doubles; 2^53 of anything here is out of reach")]
@@ -94,24 +96,24 @@ fn provide_health(
     metrics: &Arc<Metrics>,
     health: &Health,
     store: &Arc<SqliteStore>,
+    chat: &Arc<InForce>,
 ) {
     let probed = Arc::downgrade(store);
     health.set_probe(move || match probed.upgrade() {
         Some(store) => store.probe(PROBE_PATIENCE).map_err(|error| error.to_string()),
         None => Err("the database is closed".to_owned()),
     });
-    let (server_name, directory_enabled) =
-        (settings.discovery.server_name.clone(), settings.discovery.directory_enabled);
     let (durability, database) = (settings.storage.durability.word(), database.to_owned());
-    let counted = Arc::downgrade(metrics);
+    let (counted, chat) = (Arc::downgrade(metrics), Arc::clone(chat));
     health.set_info(move || {
         let (sessions, channels) = counted.upgrade().map_or((0, 0), |metrics| (metrics.sessions(), metrics.channels()));
+        let chat = chat.get();
         HealthInfo {
             sessions,
             channels,
-            server_name: server_name.clone(),
+            server_name: chat.directory.name.clone(),
             durability,
-            directory_enabled,
+            directory_enabled: chat.directory.enabled,
             last_backup_ms: backup::last_success_ms(&database),
         }
     });

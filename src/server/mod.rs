@@ -1,15 +1,18 @@
 //! The server: builds all parts, starts them in order, stops them in reverse.
 //!
 //! `settings` says what each part needs of the configuration; `store` opens the database; `gauges` gives metrics and
-//! health the numbers that no part pushes; `signals` is what the main thread does while all others work.
+//! health the numbers that no part pushes; `signals` is what the main thread does while all others work; `reload` is what
+//! SIGHUP changes.
 
 mod gauges;
+mod reload;
 mod settings;
 mod signals;
 mod store;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -23,7 +26,7 @@ use crate::admin::health::Health;
 use crate::admin::profiles::{ProfileOptions, ProfileServer};
 use crate::admin::{AdminError, AdminOptions, AdminServer, BearerToken};
 use crate::clock;
-use crate::config::{self, Environment, Loaded, Settings};
+use crate::config::{self, Environment, Flags, Loaded, Settings};
 use crate::errors::{self, Tracker};
 use crate::log::{self, LogOptions, Logging, Tap};
 use crate::metrics::Metrics;
@@ -31,15 +34,18 @@ use crate::net::acceptor::{Acceptor, AcceptorParts, listen};
 use crate::net::{Gate, backlog, tcp};
 use crate::passwords::{DeliverHash, Passwords, Pool};
 use crate::profile::waits;
+use crate::shard::settings::InForce;
 use crate::shard::{Bus, Parts, Rates, ShardEvent};
 use crate::store::sqlite;
 use crate::store::sqlite::lock::{DatabaseLock, LockError};
 use crate::store::sqlite::open::OpenError;
 use crate::store::{Channel, Store};
 use crate::supervise;
+use crate::systemd::{Notifier, Sockets, SocketsError};
 use gauges::{provide, start_metrics};
-use settings::{chat_settings, errors_options, log_options};
-use signals::{Signals, watch};
+use reload::{Reloader, Running};
+use settings::{chat_settings, door_limits, errors_options, log_options, metrics_token};
+use signals::{Signals, Watched, watch};
 use store::start_store;
 
 /// How long each phase of stopping may take. Together they stay well under systemd's 90 s.
@@ -47,6 +53,11 @@ const CLIENTS_DEADLINE: Duration = Duration::from_secs(10);
 const STORE_DEADLINE: Duration = Duration::from_secs(30);
 const ERRORS_DEADLINE: Duration = Duration::from_secs(2);
 const LOG_DEADLINE: Duration = Duration::from_secs(2);
+/// What systemd is asked for on top of the phases' own limits, which end by themselves.
+const PHASE_MARGIN: Duration = Duration::from_secs(5);
+
+/// Goodbyes are spread over no more time than this rate needs: few clients are told at once.
+const GOODBYES_PER_SECOND_MIN: u64 = 500;
 
 /// Why the server did not start, or had to end: one line that says what to do.
 #[derive(Debug, Error)]
@@ -69,6 +80,8 @@ pub enum ServeError {
     Log(#[from] log::LogError),
     #[error("nothing to serve: tcp_port is 0; set it in [server]")]
     NoPort,
+    #[error("{0}")]
+    Sockets(#[from] SocketsError),
     #[error("a part of the server failed, see the log")]
     Failed,
 }
@@ -77,21 +90,31 @@ pub enum ServeError {
 ///
 /// # Errors
 /// [`ServeError`] when a part cannot be started; what was started before is stopped again.
-pub fn serve(loaded: &Loaded, environment: &Environment) -> Result<(), ServeError> {
+pub fn serve(loaded: Loaded, environment: &Environment, flags: &Flags) -> Result<(), ServeError> {
     let settings = &loaded.settings;
     let database = settings.server.database_path.clone();
-    let listener = bind(settings)?;
+    // Before anything else is opened: these descriptors have their numbers from outside.
+    let mut sockets = Sockets::of(environment)?;
+    let listener = match sockets.take(CHAT_SOCKET, settings.server.tcp_port.map(NonZero::get)) {
+        Some(inherited) => inherited,
+        None => bind(settings)?,
+    };
     refuse_shared(&database)?;
     raise_file_limit();
 
     let tracking = start_tracker(&settings.log);
     let trouble = tracking.as_ref().err().cloned();
     let (tracker, tap) = tracking.ok().flatten().unzip();
-    let log = start_log(loaded, environment, tap)?;
+    let log = start_log(&loaded, environment, tap)?;
     if let Some(trouble) = trouble {
         warn!("errors are not reported: {trouble}");
     }
-    let outcome = run(loaded, &database, listener, &log);
+    for (name, address) in sockets.left() {
+        warn!(name, ?address, "systemd handed over a socket that nothing here serves; its clients wait for ever");
+    }
+    drop(sockets);
+    let notifier = Notifier::of(environment);
+    let outcome = run(loaded, environment, flags, listener, &log, &notifier);
     match &outcome {
         Ok(()) => info!("Server stopped"),
         Err(error) => error!("{error}"),
@@ -102,6 +125,9 @@ pub fn serve(loaded: &Loaded, environment: &Environment) -> Result<(), ServeErro
     log.shutdown(LOG_DEADLINE);
     outcome
 }
+
+/// The name of the chat port's socket in a `.socket` unit.
+const CHAT_SOCKET: &str = "chat";
 
 fn bind(settings: &Settings) -> Result<TcpListener, ServeError> {
     let port = settings.server.tcp_port.ok_or(ServeError::NoPort)?;
@@ -155,26 +181,37 @@ fn start_log(loaded: &Loaded, environment: &Environment, tap: Option<Tap>) -> Re
 }
 
 /// Everything between the log's first and last line.
-fn run(loaded: &Loaded, database: &Path, listener: TcpListener, log: &Logging) -> Result<(), ServeError> {
+fn run(
+    loaded: Loaded,
+    environment: &Environment,
+    flags: &Flags,
+    listener: TcpListener,
+    log: &Logging,
+    notifier: &Notifier,
+) -> Result<(), ServeError> {
     let settings = &loaded.settings;
     waits::set_block_rate(settings.admin.block_profile_rate.map_or(0, |rate| rate.get().into()));
     waits::set_mutex_fraction(settings.admin.mutex_profile_fraction.map_or(0, |fraction| fraction.get().into()));
+    let database = &settings.server.database_path;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let _entered = runtime.enter();
     let mut signals = Signals::listen()?;
     let (fatal, mut failures) = mpsc::channel(1);
 
-    let chat = Arc::new(chat_settings(settings));
-    let shards = settings.server.shards.map_or_else(default_shards, std::num::NonZero::get);
+    let port = listener.local_addr()?.port();
+    let chat = Arc::new(chat_settings(settings, port));
+    let in_force = Arc::new(InForce::new(Arc::clone(&chat)));
+    let shards = settings.server.shards.map_or_else(default_shards, NonZero::get);
     let metrics = start_metrics(shards);
     let health = Health::new(env!("CARGO_PKG_VERSION"), shards, clock::monotonic_ms());
-    let profiles = start_profiles(settings, &metrics)?;
-    let admin = start_admin(settings, &metrics, &health, profiles.as_ref().map(ProfileServer::address))?;
+    let token = BearerToken::new(metrics_token(settings));
+    let profiles = start_profiles(settings, &token, &metrics)?;
+    let admin = start_admin(settings, &token, &metrics, &health, profiles.as_ref().map(ProfileServer::address))?;
 
     let bus = Arc::new(Bus::new(shards));
     let (store, channels) = start_store(settings, database, &bus, &metrics, &health, fatal.clone())?;
     announce_channels(&channels);
-    provide(settings, database, &metrics, &health, &store);
+    provide(settings, database, &metrics, &health, &store, &in_force);
     let deliver: Arc<dyn DeliverHash> = Arc::clone(&bus) as _;
     let passwords = Arc::new(Pool::start(settings.server.password_threads.get(), &deliver)?);
 
@@ -197,19 +234,14 @@ fn run(loaded: &Loaded, database: &Path, listener: TcpListener, log: &Logging) -
     }
     drop(ended);
 
-    let gate = Gate::new(
-        settings.limits.max_connections_per_ip.map(|limit| limit.get().into()),
-        settings.discovery.max_users.map(std::num::NonZero::get),
-        settings.limits.exempt_networks.clone(),
-    );
-    let port = listener.local_addr().map_or(0, |address| address.port());
-    let announced = chat.announced.clone();
+    let (per_address_max, total_max, exempt) = door_limits(settings);
+    let gate = Gate::new(per_address_max, total_max, exempt);
     let acceptor = Acceptor::start(AcceptorParts {
         listener,
-        gate,
+        gate: Arc::clone(&gate),
         bus: Arc::clone(&bus),
         metrics: Arc::clone(&metrics),
-        announced,
+        settings: Arc::clone(&in_force),
         on_panic: Box::new(move || {
             error!("the accepting thread ended: the server cannot go on");
             // A failure that is known already needs no second message.
@@ -219,14 +251,21 @@ fn run(loaded: &Loaded, database: &Path, listener: TcpListener, log: &Logging) -
     health.set_listening(true);
     announce_start(settings, database, port);
 
-    let failed = runtime.block_on(watch(&mut signals, &mut failures, &metrics, log));
+    let running = Running { bus: Arc::clone(&bus), rates, gate, chat: in_force, token, log: log.clone(), port };
+    let mut reloader = Reloader::new(loaded, environment, flags, running);
+    let watched = Watched { metrics: &metrics, health: &health, log, notifier, reloader: &mut reloader };
+    let failed = runtime.block_on(watch(&mut signals, &mut failures, watched));
+    let spread = goodbye_spread(reloader.settings(), metrics.sessions());
 
     info!("Shutting down server...");
     info!("Graceful shutdown initiated...");
     health.set_draining();
+    notifier.stopping("stopping: telling clients", spread + CLIENTS_DEADLINE + PHASE_MARGIN);
     acceptor.stop();
     info!("TCP listener closed");
-    stop_clients(&bus, &metrics, &shard_ends);
+    stop_clients(&bus, &metrics, &shard_ends, spread);
+    notifier.status("stopping: closing the database");
+    notifier.extend(STORE_DEADLINE + ERRORS_DEADLINE + LOG_DEADLINE + PHASE_MARGIN);
     passwords.stop();
     bus.close();
     info!("Closing the database...");
@@ -245,21 +284,22 @@ fn run(loaded: &Loaded, database: &Path, listener: TcpListener, log: &Logging) -
 }
 
 fn default_shards() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+    std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 
-fn start_profiles(settings: &Settings, metrics: &Arc<Metrics>) -> Result<Option<ProfileServer>, ServeError> {
+fn start_profiles(
+    settings: &Settings,
+    token: &BearerToken,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<ProfileServer>, ServeError> {
     let Some(listen) = settings.admin.profile_listen else { return Ok(None) };
-    let server = ProfileServer::start(ProfileOptions::new(listen, bearer_token(settings)), Arc::clone(metrics))?;
+    let server = ProfileServer::start(ProfileOptions::new(listen, token.clone()), Arc::clone(metrics))?;
     Ok(Some(server))
-}
-
-fn bearer_token(settings: &Settings) -> BearerToken {
-    BearerToken::new(settings.admin.metrics_token.as_ref().map(|token| token.expose().to_owned()))
 }
 
 fn start_admin(
     settings: &Settings,
+    token: &BearerToken,
     metrics: &Arc<Metrics>,
     health: &Arc<Health>,
     profiles: Option<SocketAddr>,
@@ -269,7 +309,7 @@ fn start_admin(
         listen,
         allow_remote: true,
         hosts: Vec::new(),
-        token: bearer_token(settings),
+        token: token.clone(),
         profiles,
         limits: Default::default(),
     };
@@ -309,9 +349,10 @@ fn announce_channels(channels: &[Channel]) {
 }
 
 fn announce_start(settings: &Settings, database: &Path, port: u16) {
-    let backlog = backlog::limit().unwrap_or(0);
-    info!("TCP server listening on :{port} (kernel listen backlog: {backlog})");
-    if backlog < backlog::ADVISED {
+    let limit = backlog::limit();
+    let shown = limit.map_or_else(|| "unknown".to_owned(), |limit| limit.to_string());
+    info!("TCP server listening on :{port} (kernel listen backlog: {shown})");
+    if let Some(backlog) = limit.filter(|limit| *limit < backlog::ADVISED) {
         warn!(
             "the kernel listen backlog is {backlog}; raise net.core.somaxconn to {} for bursts of clients",
             backlog::ADVISED
@@ -326,8 +367,14 @@ fn announce_start(settings: &Settings, database: &Path, port: u16) {
     info!("Server started on port {port}");
 }
 
+/// Over how long the goodbyes are spread.
+fn goodbye_spread(settings: &Settings, sessions: u64) -> Duration {
+    let most = settings.server.shutdown_spread_seconds.unwrap_or_default();
+    most.min(Duration::from_millis(sessions * 1000 / GOODBYES_PER_SECOND_MIN))
+}
+
 /// Tells every client and waits until each has read it, or until the deadline.
-fn stop_clients(bus: &Bus, metrics: &Metrics, shard_ends: &Receiver<()>) {
+fn stop_clients(bus: &Bus, metrics: &Metrics, shard_ends: &Receiver<()>, spread: Duration) {
     match metrics.sessions() {
         0 => info!("No active sessions to notify"),
         sessions => {
@@ -335,8 +382,9 @@ fn stop_clients(bus: &Bus, metrics: &Metrics, shard_ends: &Receiver<()>) {
             info!("Sending shutdown notification to {sessions} active sessions...");
         }
     }
-    (0..bus.shards()).for_each(|shard| bus.send(shard, ShardEvent::Stop));
-    let deadline = clock::monotonic() + CLIENTS_DEADLINE;
+    let spread_ms = u64::try_from(spread.as_millis()).unwrap_or(u64::MAX);
+    (0..bus.shards()).for_each(|shard| bus.send(shard, ShardEvent::Stop { spread_ms }));
+    let deadline = clock::monotonic() + spread + CLIENTS_DEADLINE;
     for _ in 0..bus.shards() {
         match shard_ends.recv_timeout(deadline.saturating_sub(clock::monotonic())) {
             Ok(()) | Err(RecvTimeoutError::Disconnected) => {}

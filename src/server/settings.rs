@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use ipnet::IpNet;
+
 use crate::config::{self, Environment, Loaded, Settings};
 use crate::errors::{self, DsnError};
 use crate::log::{self, LogOptions};
@@ -25,11 +27,7 @@ pub(super) fn log_options(loaded: &Loaded, environment: &Environment) -> LogOpti
             config::LogFormat::Text => log::Format::Text,
             config::LogFormat::Json => log::Format::Json,
         },
-        log_ip: match settings.log_ip {
-            config::LogIp::Full => log::LogIp::Full,
-            config::LogIp::Truncated => log::LogIp::Truncated,
-            config::LogIp::Off => log::LogIp::Off,
-        },
+        log_ip: log_ip(settings),
         journal_stream: environment.get("JOURNAL_STREAM").and_then(|value| value.to_str()).map(str::to_owned),
         ..LogOptions::new(&loaded.data_directory, beside_database)
     }
@@ -48,8 +46,28 @@ pub(super) fn errors_options(settings: &config::Log) -> Result<Option<errors::Op
     }))
 }
 
-/// What shards need of the configuration.
-pub(super) fn chat_settings(settings: &Settings) -> ChatSettings {
+pub(super) fn log_ip(settings: &config::Log) -> log::LogIp {
+    match settings.log_ip {
+        config::LogIp::Full => log::LogIp::Full,
+        config::LogIp::Truncated => log::LogIp::Truncated,
+        config::LogIp::Off => log::LogIp::Off,
+    }
+}
+
+/// What the pages for operators ask for.
+pub(super) fn metrics_token(settings: &Settings) -> Option<String> {
+    settings.admin.metrics_token.as_ref().map(|token| token.expose().to_owned())
+}
+
+/// What the door needs of the configuration: sessions per address and in all, and who is free of the former.
+pub(super) fn door_limits(settings: &Settings) -> (Option<u32>, Option<u32>, Vec<IpNet>) {
+    let limits = &settings.limits;
+    let per_address_max = limits.max_connections_per_ip.map(|limit| limit.get().into());
+    (per_address_max, settings.discovery.max_users.map(std::num::NonZero::get), limits.exempt_networks.clone())
+}
+
+/// What shards need of the configuration; `port` is where clients reach the server.
+pub(super) fn chat_settings(settings: &Settings, port: u16) -> ChatSettings {
     let (limits, server, discovery) = (&settings.limits, &settings.server, &settings.discovery);
     let announced = ServerConfig {
         protocol_version: PROTOCOL_VERSION,
@@ -79,7 +97,7 @@ pub(super) fn chat_settings(settings: &Settings) -> ChatSettings {
         directory: DirectoryEntry {
             enabled: discovery.directory_enabled,
             hostname: discovery.public_hostname.as_ref().map_or("localhost", |host| host.as_str()).to_owned(),
-            port: server.tcp_port.map_or(0, std::num::NonZero::get),
+            port,
             name: discovery.server_name.clone(),
             description: discovery.server_description.clone(),
             users_max: discovery.max_users.map_or(0, std::num::NonZero::get),

@@ -35,7 +35,12 @@ pub(super) fn start_store(
     if durability == open::Durability::Process {
         warn!("durability is `process`: a power cut may cost the last moments before it");
     }
-    let opened = open::open(database, &OpenOptions { create_directory: true, durability }, clock::wall_ms())?;
+    let checkpoints = match settings.storage.checkpoints {
+        config::Checkpoints::Own => open::Checkpoints::Own,
+        config::Checkpoints::External => open::Checkpoints::External,
+    };
+    let options = OpenOptions { create_directory: true, durability, checkpoints };
+    let opened = open::open(database, &options, clock::wall_ms())?;
     let failed = |source| ServeError::Database { path: database.to_owned(), source };
     insert_seeds(&opened.writer, &seeds(settings), clock::wall_ms()).map_err(failed)?;
     let channels = sqlite::load_channels(&opened.writer).map_err(failed)?;

@@ -50,6 +50,11 @@ impl Clients {
         self.sessions.iter().map(|(key, _)| key_of(key))
     }
 
+    /// Every place with who holds it.
+    pub(super) fn held(&self) -> impl Iterator<Item = Held> {
+        self.sessions.iter().map(|(key, session)| (key_of(key), session.id))
+    }
+
     #[must_use]
     pub fn len(&self) -> usize {
         self.sessions.len()

@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use super::ChatSettings;
 use super::roster::PeerChange;
 use crate::clock;
 use crate::ids::SessionId;
@@ -39,8 +40,12 @@ pub enum ShardEvent {
     },
     /// What became of sessions on another shard.
     Peers(Arc<[PeerChange]>),
-    /// Tell every client, then end (BEHAVIOUR.md 1.11).
-    Stop,
+    /// Other settings count from now on.
+    Configure(Arc<ChatSettings>),
+    /// Tell every client within that many milliseconds, then end (BEHAVIOUR.md 1.11).
+    Stop {
+        spread_ms: u64,
+    },
 }
 
 /// The outcomes of one commit, and for each NEW_MESSAGE among them the account of its way to all its readers.

@@ -44,9 +44,11 @@ impl Shard {
     }
 
     pub(super) fn end_if_done(&mut self, key: SessionKey) {
-        let is_done = |session: &Session| session.hung_up && !session.paused && matches!(session.flight, Flight::None);
+        // A client that reads nothing does not hold up the end of the server.
+        let read = |session: &Session| !session.paused || self.draining.is_some();
+        let is_done = |session: &Session| session.hung_up && read(session) && matches!(session.flight, Flight::None);
         if self.clients.get(key).is_some_and(is_done) {
-            self.close(key, CloseReason::Client);
+            self.end(key);
         }
     }
 

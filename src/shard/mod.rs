@@ -6,6 +6,7 @@
 
 pub mod channels;
 mod clients;
+mod drain;
 pub mod event;
 mod input;
 pub mod outbox;
@@ -31,6 +32,7 @@ use tracing::debug;
 pub use channels::{Channels, NoPlace, Place};
 pub use clients::Clients;
 use clients::{Held, key_of};
+use drain::Drain;
 pub use event::{Accepted, Bus, ShardEvent};
 use input::OUTBOX_PAUSE_BYTES;
 use outbox::{Encoder, Flushed, Outbox};
@@ -123,6 +125,8 @@ pub struct Shard {
     request: Request,
     /// NEW_MESSAGEs that are queued but not flushed yet, with the sessions of this shard that get them.
     unflushed: Vec<(Arc<FanoutTally>, u64)>,
+    /// Set once the server stops.
+    draining: Option<Drain>,
 }
 
 /// A session that ended, with what it should still be sent.
@@ -199,6 +203,7 @@ impl Shard {
             requests: 0,
             request: Request::default(),
             unflushed: Vec::new(),
+            draining: None,
         };
         shard.count_channels();
         shard
@@ -301,7 +306,8 @@ impl Shard {
             ShardEvent::Accepted(accepted) => {
                 self.connect(accepted.session, accepted.admission);
             }
-            ShardEvent::Stop => self.say_goodbye(),
+            ShardEvent::Configure(settings) => self.configure(settings),
+            ShardEvent::Stop { spread_ms } => self.drain(spread_ms),
         }
     }
 
@@ -323,11 +329,16 @@ impl Shard {
         }
     }
 
-    /// Everybody is told and disconnected, without the usual notices to each other (BEHAVIOUR.md 1.11).
-    fn say_goodbye(&mut self) {
-        let keys: Vec<_> = self.clients.keys().collect();
-        for key in keys {
-            self.disconnect(key, CloseReason::Shutdown, "Server shutting down for maintenance");
+    /// Other settings count from here on. What sessions were told at their start stays announced to them.
+    fn configure(&mut self, settings: Arc<ChatSettings>) {
+        let timeout = settings.idle_timeout_ms;
+        self.clients.outbox_bytes_max = settings.outbox_bytes_max;
+        let changed = std::mem::replace(&mut self.settings, settings).idle_timeout_ms != timeout;
+        if changed {
+            let due = |session: &Session| timeout.map(|timeout| idle_due(session.last_frame_at, timeout));
+            let sessions = self.clients.held().filter_map(|(key, id)| Some((key, id, self.clients.get(key)?)));
+            let entries = sessions.filter_map(|(key, id, session)| Some(Reverse((due(session)?, id, key))));
+            self.idle = entries.collect();
         }
     }
 
@@ -335,15 +346,17 @@ impl Shard {
     #[must_use]
     pub fn due(&self) -> Option<u64> {
         let idle = self.idle.peek().map(|Reverse((at, ..))| *at);
-        [self.pending.due(), idle, self.refusals_due()].into_iter().flatten().min()
+        [self.presence_due(), idle, self.refusals_due(), self.drain_due()].into_iter().flatten().min()
     }
 
-    /// Presence that is due, sessions that are idle, refusals that the log was not told of.
+    /// Presence that is due, sessions that are idle or, when the server stops, to be told so, refusals that the log was not
+    /// told of.
     pub fn tick(&mut self) {
-        if self.pending.due().is_some_and(|due| due <= self.now.mono) {
+        if self.presence_due().is_some_and(|due| due <= self.now.mono) {
             self.presence_tick();
             self.close_slow();
         }
+        self.drain_tick();
         while let Some(Reverse((at, id, key))) = self.idle.peek().copied()
             && at <= self.now.mono
         {
@@ -351,6 +364,11 @@ impl Shard {
             self.check_idle(id, key);
         }
         self.tell_refusals();
+    }
+
+    /// Nobody is told of those whom a stopping server sends away (BEHAVIOUR.md 1.11).
+    fn presence_due(&self) -> Option<u64> {
+        self.pending.due().filter(|_| self.draining.is_none())
     }
 
     fn check_idle(&mut self, id: SessionId, key: SessionKey) {

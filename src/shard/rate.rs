@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use foldhash::fast::RandomState;
 
@@ -37,7 +38,8 @@ impl TokenBucket {
 /// part of it that is still inside. Shared by all shards; the lock is held for one look-up.
 #[derive(Debug)]
 pub struct SlidingWindow<K> {
-    limit: Option<u32>,
+    /// 0 = no limit.
+    limit: AtomicU32,
     period_ms: u64,
     table: Mutex<Table<K>>,
 }
@@ -65,12 +67,28 @@ impl<K: Hash + Eq> SlidingWindow<K> {
     #[must_use]
     pub fn new(limit: Option<u32>, period_ms: u64) -> Self {
         let table = Table { counts: HashMap::default(), swept_in: None };
-        Self { limit, period_ms, table: Mutex::new(table) }
+        Self { limit: AtomicU32::new(limit.unwrap_or(0)), period_ms, table: Mutex::new(table) }
+    }
+
+    /// Another limit counts from now on; what was counted stays.
+    pub fn set_limit(&self, limit: Option<u32>) {
+        self.limit.store(limit.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    fn limit(&self) -> Option<u32> {
+        Some(self.limit.load(Ordering::Relaxed)).filter(|limit| *limit > 0)
+    }
+
+    /// Whether one more event at `now` would be admitted. It is not counted.
+    pub fn would_admit(&self, key: &K, now: u64) -> bool {
+        let Some(limit) = self.limit() else { return true };
+        let table = self.table.lock();
+        table.counts.get(key).copied().is_none_or(|mut count| count.admit(now, limit, self.period_ms))
     }
 
     /// Counts one event at `now` (monotonic milliseconds); `false` when that is one too many, and it is not counted.
     pub fn admit(&self, key: K, now: u64) -> bool {
-        let Some(limit) = self.limit else { return true };
+        let Some(limit) = self.limit() else { return true };
         let mut table = self.table.lock();
         if !table.counts.contains_key(&key) && !table.has_room(now / self.period_ms) {
             return true;
@@ -124,19 +142,47 @@ impl Rates {
 
     #[must_use]
     pub fn new(settings: &ChatSettings) -> Self {
+        let rates = Self {
+            messages_by_user: SlidingWindow::new(None, Self::MINUTE_MS),
+            messages_by_session: SlidingWindow::new(None, Self::MINUTE_MS),
+            messages_by_address: SlidingWindow::new(None, Self::MINUTE_MS),
+            channels_by_user: SlidingWindow::new(None, Self::HOUR_MS),
+            auth_by_address: SlidingWindow::new(None, Self::MINUTE_MS),
+            auth_by_account: SlidingWindow::new(None, Self::MINUTE_MS),
+        };
+        rates.configure(settings);
+        rates
+    }
+
+    /// Takes the limits from the settings; what was counted stays.
+    pub fn configure(&self, settings: &ChatSettings) {
         // A visitor who comes back on a new connection goes on counting for the address, which the connection limit
         // allows as many sessions.
         let sessions = u32::from(settings.announced.max_connections_per_ip.max(1));
-        Self {
-            messages_by_user: SlidingWindow::new(settings.messages_per_minute, Self::MINUTE_MS),
-            messages_by_session: SlidingWindow::new(settings.messages_per_minute, Self::MINUTE_MS),
-            messages_by_address: SlidingWindow::new(
-                settings.messages_per_minute.map(|limit| limit.saturating_mul(sessions)),
-                Self::MINUTE_MS,
-            ),
-            channels_by_user: SlidingWindow::new(settings.channels_per_hour, Self::HOUR_MS),
-            auth_by_address: SlidingWindow::new(settings.auth_attempts_per_minute, Self::MINUTE_MS),
-            auth_by_account: SlidingWindow::new(settings.auth_attempts_per_minute, Self::MINUTE_MS),
+        self.messages_by_user.set_limit(settings.messages_per_minute);
+        self.messages_by_session.set_limit(settings.messages_per_minute);
+        self.messages_by_address.set_limit(settings.messages_per_minute.map(|limit| limit.saturating_mul(sessions)));
+        self.channels_by_user.set_limit(settings.channels_per_hour);
+        self.auth_by_address.set_limit(settings.auth_attempts_per_minute);
+        self.auth_by_account.set_limit(settings.auth_attempts_per_minute);
+    }
+
+    /// Counts an attempt to sign in; `false` when it is one too many for the address or the account. While a crowd comes
+    /// back after a start (`returning`), only attempts that [`Self::sign_in_failed`] count for the address: behind one
+    /// address may sit many people who all have to sign in again.
+    pub fn admit_sign_in(&self, address: IpAddr, account: &[u8], now: u64, returning: bool) -> bool {
+        let by_address = match returning {
+            true => self.auth_by_address.would_admit(&address, now),
+            false => self.auth_by_address.admit(address, now),
+        };
+        by_address && self.auth_by_account.admit(account.into(), now)
+    }
+
+    /// Counts what [`Self::admit_sign_in`] left uncounted for a crowd that comes back.
+    pub fn sign_in_failed(&self, address: IpAddr, now: u64, returning: bool) {
+        if returning {
+            // Over the limit already: the next attempt is refused anyway.
+            let _over = self.auth_by_address.admit(address, now);
         }
     }
 }
@@ -161,6 +207,19 @@ mod tests {
         assert_eq!(admitted(60_000..60_100), 0, "a full window half a period ago still counts");
         assert!(window.admit("b", 60_000));
         assert_eq!(admitted(180_000..180_100), 10);
+    }
+
+    #[test]
+    fn a_limit_changes_while_counting_goes_on() {
+        let window = SlidingWindow::new(Some(2), 60_000);
+        assert_eq!((0..5).filter(|now| window.admit("a", *now)).count(), 2);
+        window.set_limit(Some(3));
+        assert!(window.would_admit(&"a", 10) && window.would_admit(&"a", 10), "asking does not count");
+        assert_eq!((10..15).filter(|now| window.admit("a", *now)).count(), 1, "two were counted before");
+        window.set_limit(None);
+        assert!(window.admit("a", 20));
+        window.set_limit(Some(3));
+        assert!(!window.would_admit(&"a", 30) && !window.admit("a", 30));
     }
 
     #[test]

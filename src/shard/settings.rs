@@ -1,5 +1,7 @@
 //! What shards and handlers need of the configuration, resolved.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use crate::wire::server::ServerConfig;
 
 /// Rules of the chat. Limits that are `None` are off.
@@ -43,6 +45,26 @@ pub struct DirectoryEntry {
     pub name: String,
     pub description: String,
     pub users_max: u32,
+}
+
+/// The settings that count now, for those outside the shards: a shard is told of a change by its own event.
+#[derive(Debug)]
+pub struct InForce(Mutex<Arc<ChatSettings>>);
+
+impl InForce {
+    #[must_use]
+    pub fn new(settings: Arc<ChatSettings>) -> Self {
+        Self(Mutex::new(settings))
+    }
+
+    #[must_use]
+    pub fn get(&self) -> Arc<ChatSettings> {
+        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub fn replace(&self, settings: Arc<ChatSettings>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = settings;
+    }
 }
 
 impl ChatSettings {

@@ -1009,7 +1009,8 @@ impl World {
         match (self.random.below(3), self.plan.idle_timeout_ms) {
             (0, _) => {
                 self.is_stopping = true;
-                (0..self.hosts.len()).for_each(|host| self.bus.send(host, ShardEvent::Stop));
+                let spread_ms = self.random.between(0, 100) as u64;
+                (0..self.hosts.len()).for_each(|host| self.bus.send(host, ShardEvent::Stop { spread_ms }));
             }
             (1, Some(timeout)) => self.pass(timeout),
             _ => self.links.values_mut().for_each(|link| link.has_left = true),

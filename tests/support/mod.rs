@@ -18,6 +18,7 @@
 
 pub mod client;
 pub mod clock;
+pub mod host;
 pub mod http;
 pub mod link;
 pub mod server;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -99,6 +100,8 @@ pub struct Server {
     directory: TempDir,
     settings: Settings,
     port: u16,
+    /// Held for the server, as systemd does.
+    socket: Option<TcpListener>,
     child: Option<Child>,
 }
 
@@ -109,7 +112,17 @@ impl Server {
     /// With the server's output when it does not come up.
     pub fn start(settings: Settings) -> Self {
         let directory = TempDir::with_prefix("scd-").unwrap();
-        let mut server = Self { directory, settings, port: free_port(), child: None };
+        let mut server = Self { directory, settings, port: free_port(), socket: None, child: None };
+        server.resume();
+        server
+    }
+
+    /// As [`Self::start`], with a listening socket of ours that outlives each server and is handed over as `chat`.
+    pub fn start_on_our_socket(settings: Settings) -> Self {
+        let directory = TempDir::with_prefix("scd-").unwrap();
+        let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, free_port())).unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let mut server = Self { directory, settings, port, socket: Some(socket), child: None };
         server.resume();
         server
     }
@@ -138,6 +151,17 @@ impl Server {
         self.settings = settings;
     }
 
+    /// Other settings in the file of the running server, for the next reload.
+    pub fn rewrite(&mut self, settings: Settings) {
+        self.settings = settings;
+        self.write_config();
+    }
+
+    /// What [`Self::rewrite`] leaves behind, but text that is no configuration.
+    pub fn break_config(&self, text: &str) {
+        fs::write(self.config(), text).unwrap();
+    }
+
     /// Asks the server to stop (SIGTERM), waits for its end and returns the exit code, `None` after a signal.
     ///
     /// # Panics
@@ -149,8 +173,12 @@ impl Server {
 
     /// Sends SIGTERM and returns at once, for tests that watch the goodbyes.
     pub fn ask_to_stop(&self) {
-        let pid = libc::pid_t::try_from(self.pid()).unwrap();
-        terminate(pid);
+        self.signal(libc::SIGTERM);
+    }
+
+    /// Sends any signal.
+    pub fn signal(&self, number: libc::c_int) {
+        signal(libc::pid_t::try_from(self.pid()).unwrap(), number);
     }
 
     /// Waits for the end of a server that was asked to stop.
@@ -211,17 +239,44 @@ impl Server {
             .unwrap_or_default()
     }
 
+    fn config(&self) -> PathBuf {
+        self.home().join("config.toml")
+    }
+
+    fn write_config(&self) {
+        fs::write(self.config(), self.settings.to_toml()).unwrap();
+    }
+
+    /// The program and what it inherits: its descriptor 3 and the variables that announce it are what systemd gives.
+    fn program(&self) -> Command {
+        const HANDED_OVER: &str =
+            r#"exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=chat exec "$0" "$@""#;
+        let scd = &self.settings.program;
+        let Some(socket) = &self.socket else {
+            let mut command = Command::new(scd);
+            command.stdin(Stdio::null());
+            return command;
+        };
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", HANDED_OVER]).arg(scd).stdin(OwnedFd::from(socket.try_clone().unwrap()));
+        command
+    }
+
     fn spawn(&self) -> Child {
-        let config = self.home().join("config.toml");
-        fs::write(&config, self.settings.to_toml()).unwrap();
+        self.write_config();
         let output = File::options().create(true).append(true).open(self.home().join("output")).unwrap();
-        let mut command = Command::new(&self.settings.program);
+        let mut command = self.program();
         command.env_clear().current_dir(self.home());
         command.env("RUST_BACKTRACE", "1").env("HOME", self.home()).env("XDG_DATA_HOME", self.home().join("data"));
         command.envs(self.settings.environment.iter().map(|(name, value)| (name, value)));
-        command.args(["--port", &self.port.to_string()]).arg("--db").arg(self.database()).arg("--config").arg(config);
+        command
+            .args(["--port", &self.port.to_string()])
+            .arg("--db")
+            .arg(self.database())
+            .arg("--config")
+            .arg(self.config());
         command.args(&self.settings.arguments);
-        command.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
+        command.stdout(output.try_clone().unwrap()).stderr(output);
         command.spawn().unwrap()
     }
 
@@ -259,8 +314,8 @@ pub fn free_port() -> u16 {
     unsafe_code,
     reason = "the standard library can only kill a child; kill(2) with our own child's id touches no memory"
 )]
-fn terminate(pid: libc::pid_t) {
+fn signal(pid: libc::pid_t, number: libc::c_int) {
     // SAFETY: no pointers; the id is that of a child not waited for yet, so it cannot belong to another process.
-    let result = unsafe { libc::kill(pid, libc::SIGTERM) };
-    assert_eq!(result, 0, "SIGTERM to {pid}");
+    let result = unsafe { libc::kill(pid, number) };
+    assert_eq!(result, 0, "signal {number} to {pid}");
 }

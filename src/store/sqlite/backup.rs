@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,12 @@ use super::lock::beside;
 pub const AUTOMATIC_BACKUPS_MAX: usize = 5;
 
 /// Whoever can read a backup can read every message.
-const MODE: u32 = 0o600;
+pub(super) const MODE: u32 = 0o600;
+
+/// Follows the name of a database: when a backup that was asked for was last finished.
+const NOTE: &str = ".last-backup";
+/// More digits than a time has.
+const NOTE_BYTES_MAX: u64 = 32;
 
 /// Why there is no backup. Nothing is left of the attempt.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +85,7 @@ fn copy(from: &Connection, to: &Path) -> Result<(), BackupError> {
     }
 }
 
-fn free_name(wanted: &Path) -> PathBuf {
+pub(super) fn free_name(wanted: &Path) -> PathBuf {
     let mut name = wanted.to_owned();
     let mut number = 1_u32;
     while fs::symlink_metadata(&name).is_ok() {
@@ -90,16 +95,21 @@ fn free_name(wanted: &Path) -> PathBuf {
     name
 }
 
-fn remove_if_present(path: &Path) -> Result<(), BackupError> {
+pub(super) fn remove_if_present(path: &Path) -> Result<(), BackupError> {
     match fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(io_error(path)(source)),
         _ => Ok(()),
     }
 }
 
-fn sync_directory(of: &Path) -> Result<(), BackupError> {
-    let directory = of.parent().unwrap_or(of);
+pub(super) fn sync_directory(of: &Path) -> Result<(), BackupError> {
+    let directory = directory_of(of);
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(io_error(directory))
+}
+
+/// The directory that the name `path` stands in.
+pub(super) fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Only tidying: what goes wrong here is logged and does not stop the start.
@@ -119,9 +129,39 @@ fn remove_old(database: &Path, newest: &Path) {
     }
 }
 
-/// When the newest automatic backup of `database` was finished, in milliseconds since 1970; `None` without any.
+/// Notes beside `database` that a backup of it was finished at `now_ms`, so that its server can tell; readable by all,
+/// because whoever made the backup need not be the user the server runs as.
+///
+/// # Errors
+/// The note cannot be written.
+pub fn record_success(database: &Path, now_ms: i64) -> Result<(), BackupError> {
+    let (note, partial) = (beside(database, NOTE), beside(database, ".last-backup-partial"));
+    remove_if_present(&partial)?;
+    let write = |path: &Path| {
+        let mut file = File::options().write(true).create_new(true).mode(0o644).open(path)?;
+        file.write_all(format!("{now_ms}\n").as_bytes())?;
+        file.sync_all()?;
+        fs::rename(path, &note)
+    };
+    write(&partial).map_err(io_error(&note))
+}
+
+fn recorded_success(database: &Path) -> Option<i64> {
+    let mut text = String::new();
+    let file =
+        File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(beside(database, NOTE));
+    file.ok()?.take(NOTE_BYTES_MAX).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+/// When the newest backup of `database` was finished, automatic or asked for, in milliseconds since 1970; `None` without
+/// any.
 #[must_use]
 pub fn last_success_ms(database: &Path) -> Option<i64> {
+    newest_automatic_ms(database).max(recorded_success(database))
+}
+
+fn newest_automatic_ms(database: &Path) -> Option<i64> {
     let finished = |path: &PathBuf| fs::metadata(path).ok()?.modified().ok();
     let newest = automatic_backups(database).ok()?.iter().filter_map(|(_, path)| finished(path)).max()?;
     i64::try_from(newest.duration_since(UNIX_EPOCH).ok()?.as_millis()).ok()
@@ -158,7 +198,7 @@ fn is_digits(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-fn io_error(path: &Path) -> impl FnOnce(io::Error) -> BackupError {
+pub(super) fn io_error(path: &Path) -> impl FnOnce(io::Error) -> BackupError {
     let path = path.to_owned();
     move |source| BackupError::Io { path, source }
 }

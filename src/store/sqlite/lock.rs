@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -42,6 +43,19 @@ impl DatabaseLock {
         }
     }
 
+    /// Whether a server holds the database at `database`. Makes and changes nothing.
+    #[must_use]
+    pub fn is_held(database: &Path) -> bool {
+        let lock = File::open(beside(database, ".lock"));
+        lock.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
+
+    /// The process id that the lock of the database at `database` is signed with.
+    #[must_use]
+    pub fn holder(database: &Path) -> Option<u32> {
+        holder(&beside(database, ".lock"))
+    }
+
     fn signed(self) -> Self {
         let signature = format!("{}\n", std::process::id());
         let written = self.file.set_len(0).and_then(|()| (&self.file).write_all(signature.as_bytes()));
@@ -59,6 +73,29 @@ impl Drop for DatabaseLock {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the lock file");
         }
     }
+}
+
+/// The process id of another program that has the SQLite database at `path` open: each keeps a lock on it while it works
+/// with a write-ahead log, or is inside a transaction without one. `None` as well when the file cannot be asked.
+///
+/// Closing the file gives up the locks this process has on it, so it must not be called with a connection open.
+#[must_use]
+pub fn other_user(path: &Path) -> Option<u32> {
+    /// Where SQLite locks: 512 bytes from its pending byte on.
+    const LOCKED_BYTES: (libc::off_t, libc::off_t) = (0x4000_0000, 512);
+    let file = File::open(path).ok()?;
+    #[expect(unsafe_code, reason = "fcntl with F_GETLK reads and writes only the struct it is given")]
+    // SAFETY: all zeros is a valid flock; `lock` outlives the call, and the descriptor is open.
+    let (outcome, lock) = unsafe {
+        let mut lock: libc::flock = std::mem::zeroed();
+        // A question for a lock to write is answered with any lock that stands against it.
+        lock.l_type = libc::c_short::try_from(libc::F_WRLCK).ok()?;
+        lock.l_whence = libc::c_short::try_from(libc::SEEK_SET).ok()?;
+        (lock.l_start, lock.l_len) = LOCKED_BYTES;
+        (libc::fcntl(file.as_raw_fd(), libc::F_GETLK, &raw mut lock), lock)
+    };
+    let is_locked = outcome == 0 && i32::from(lock.l_type) != libc::F_UNLCK;
+    is_locked.then(|| u32::try_from(lock.l_pid).unwrap_or(0))
 }
 
 /// `path` with `suffix` added to its file name, as SQLite names its side files.

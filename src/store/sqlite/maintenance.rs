@@ -13,7 +13,7 @@ use rusqlite::{Connection, OpenFlags, params};
 
 use super::fault::Fault;
 use super::lock::beside;
-use super::open::{OpenError, Origin};
+use super::open::{Checkpoints, OpenError, Origin, spare_log};
 use super::queue::Queue;
 use super::repair::repair_thread_roots;
 use super::row;
@@ -48,6 +48,7 @@ pub(super) struct Maintenance {
     pub(super) repaired: Arc<AtomicBool>,
     pub(super) retention: Retention,
     pub(super) origin: Origin,
+    pub(super) checkpoints: Checkpoints,
 }
 
 /// Work that goes on batch by batch until it finds nothing more to do.
@@ -84,11 +85,11 @@ enum Cleaning {
 }
 
 /// A connection of its own, because a checkpoint on the writer's would hold up posts.
-pub(super) fn connect(path: &std::path::Path) -> Result<Connection, OpenError> {
+pub(super) fn connect(path: &std::path::Path, checkpoints: Checkpoints) -> Result<Connection, OpenError> {
     let failed = |source| OpenError::Sqlite { path: path.to_owned(), source };
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = Connection::open_with_flags(path, flags).map_err(failed)?;
-    conn.pragma_update(None, "wal_autocheckpoint", 0).map_err(failed)?;
+    spare_log(&conn, checkpoints).map_err(failed)?;
     Ok(conn)
 }
 
@@ -127,7 +128,7 @@ impl Maintenance {
         let size = |path: &std::path::Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
         let wal = size(&beside(&self.path, "-wal"));
         self.observe.sizes(size(&self.path), wal);
-        if wal <= WAL_BYTES_CHECKPOINT {
+        if wal <= WAL_BYTES_CHECKPOINT || self.checkpoints == Checkpoints::External {
             return;
         }
         // Takes what readers and writer leave free; what they do not, the next one does.

@@ -17,9 +17,12 @@ mod queue;
 mod read_state;
 mod reader;
 pub mod repair;
+pub mod restore;
 mod row;
 pub mod seeds;
+pub mod snapshot;
 mod snowflake;
+pub mod survey;
 mod thread;
 mod users;
 mod visitors;
@@ -168,7 +171,7 @@ impl SqliteStore {
     /// # Errors
     /// A connection or a thread could not be made. What was started until then is stopped again.
     pub fn start(opened: Opened, parts: Parts) -> Result<Self, StartError> {
-        let Opened { lock, writer, path, .. } = opened;
+        let Opened { lock, writer, path, checkpoints, .. } = opened;
         let Parts { readers, retention, channels, deliver, clock, observe, on_writer_exit } = parts;
         let failed = |source| StartError::Sqlite { path: path.clone(), source };
         let origin = open::origin(&writer).map_err(failed)?;
@@ -194,7 +197,7 @@ impl SqliteStore {
             store.spawn(format!("scd-reader-{number}"), ending.clone(), move || reader.run())?;
         }
         let maintenance = Maintenance {
-            conn: maintenance::connect(&path)?,
+            conn: maintenance::connect(&path, checkpoints)?,
             path: path.clone(),
             queue: store.writes.clone(),
             stop,
@@ -203,8 +206,9 @@ impl SqliteStore {
             repaired,
             retention,
             origin,
+            checkpoints,
         };
-        let inputs = Inputs { queue: store.writes.clone(), channels, deliver, clock, observe };
+        let inputs = Inputs { checkpoints, queue: store.writes.clone(), channels, deliver, clock, observe };
         let writer = Writer::new(writer, lock, &path, inputs).map_err(failed)?;
         let exit = WriterExit {
             queue: store.writes.clone(),

@@ -24,7 +24,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_millis(5000);
 const STATEMENT_CACHE: usize = 64;
 
 /// What every SQLite file begins with.
-const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+pub(super) const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
 /// When a commit counts as done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,12 +36,24 @@ pub enum Durability {
     Process,
 }
 
+/// Who brings the write-ahead log into the database.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Checkpoints {
+    /// This program.
+    #[default]
+    Own,
+    /// Another one that follows the log, as Litestream does: this program never shortens the log nor starts it anew,
+    /// not even when it stops.
+    External,
+}
+
 /// How to open.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OpenOptions {
     /// Make the directory of the database, with those above it (mode 0750), where it is missing.
     pub create_directory: bool,
     pub durability: Durability,
+    pub checkpoints: Checkpoints,
 }
 
 /// A database that is ready for use. The connection closes before the lock is given up.
@@ -50,6 +62,8 @@ pub struct Opened {
     /// The only connection that writes. Nothing checkpoints by itself: its owner has to.
     pub writer: Connection,
     pub lock: DatabaseLock,
+    /// Who may shorten the log.
+    pub checkpoints: Checkpoints,
     /// There was no database before, or an empty one.
     pub created: bool,
     /// Of the numbered series: 13, or up to 16 where a newer version of the existing server was here.
@@ -78,6 +92,9 @@ pub enum OpenError {
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error("cannot open database {}: {source}; name another place with --db", .path.display())]
     Lock { path: PathBuf, source: LockError },
+    #[error("{} changes while it is being copied to be looked at: stop the program that writes it (pid {}), or make a \
+        backup with scd backup and look at that", .path.display(), .pid.map_or("unknown".to_owned(), |pid| pid.to_string()))]
+    Changing { path: PathBuf, pid: Option<u32> },
     #[error("{} is not a SQLite database: name the right file with --db, or move this one away", .0.display())]
     NotDatabase(PathBuf),
     #[error("{} is a SQLite database of some other program: name the right file with --db", .0.display())]
@@ -118,15 +135,17 @@ pub fn open(path: &Path, options: &OpenOptions, now_ms: i64) -> Result<Opened, O
     look(&path)?;
     let mut files = create_if_missing(&path)?;
     let writer = connect(&path)?;
+    spare_log(&writer, options.checkpoints).map_err(sqlite_error(&path))?;
     let contents = inspect(&writer, &path)?;
     let schema_version = match contents {
         Contents::Empty => create(&writer, &path, options.durability, now_ms)?,
         Contents::Ours { version } => upgrade(&writer, &path, version, options.durability, now_ms)?,
     };
-    settle(&writer).map_err(sqlite_error(&path))?;
+    settle(&writer, options.checkpoints).map_err(sqlite_error(&path))?;
     directories.0.clear();
     files.0.clear();
-    Ok(Opened { writer, lock, created: contents == Contents::Empty, schema_version, path })
+    let checkpoints = options.checkpoints;
+    Ok(Opened { writer, lock, checkpoints, created: contents == Contents::Empty, schema_version, path })
 }
 
 /// Opens a connection that can only read, to a database that [`open`] holds open.
@@ -156,7 +175,7 @@ pub fn origin(conn: &Connection) -> rusqlite::Result<Origin> {
 
 /// What a file turned out to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Contents {
+pub(super) enum Contents {
     Empty,
     Ours { version: u32 },
 }
@@ -229,7 +248,7 @@ fn look(path: &Path) -> Result<(), OpenError> {
 }
 
 /// The first bytes of the file; none when it is empty or missing.
-fn read_magic(path: &Path) -> Result<Vec<u8>, OpenError> {
+pub(super) fn read_magic(path: &Path) -> Result<Vec<u8>, OpenError> {
     let mut magic = Vec::new();
     let read = File::open(path).and_then(|file| file.take(MAGIC.len() as u64).read_to_end(&mut magic));
     match read {
@@ -238,12 +257,18 @@ fn read_magic(path: &Path) -> Result<Vec<u8>, OpenError> {
     }
 }
 
-fn has_bytes(path: &Path) -> bool {
+/// Keeps the log when the last connection closes, if it is not ours to shorten.
+pub(super) fn spare_log(conn: &Connection, checkpoints: Checkpoints) -> rusqlite::Result<()> {
+    conn.pragma_update(None, "wal_autocheckpoint", 0)?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, checkpoints == Checkpoints::External).map(drop)
+}
+
+pub(super) fn has_bytes(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.len() > 0)
 }
 
 /// A connection that leaves the database and its WAL as they are, to the byte.
-fn connect_to_look(path: &Path) -> Result<Connection, OpenError> {
+pub(super) fn connect_to_look(path: &Path) -> Result<Connection, OpenError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = if has_bytes(&beside(path, "-wal")) {
         Connection::open_with_flags(path, flags)
@@ -285,7 +310,7 @@ fn connect(path: &Path) -> Result<Connection, OpenError> {
     }
 }
 
-fn inspect(conn: &Connection, path: &Path) -> Result<Contents, OpenError> {
+pub(super) fn inspect(conn: &Connection, path: &Path) -> Result<Contents, OpenError> {
     let count = |sql| conn.query_row(sql, [], |row| row.get::<_, u32>(0)).map_err(sqlite_error(path));
     let objects = count(r"SELECT count(*) FROM sqlite_schema WHERE name NOT LIKE 'sqlite\_%' ESCAPE '\'")?;
     if objects == 0 {
@@ -403,20 +428,23 @@ fn record_origin(conn: &Connection, origin: Origin) -> rusqlite::Result<()> {
 }
 
 /// Last steps: small repairs, and what the last owner left in the WAL goes where it belongs.
-fn settle(conn: &Connection) -> rusqlite::Result<()> {
+fn settle(conn: &Connection, checkpoints: Checkpoints) -> rusqlite::Result<()> {
     let participants = repair::fill_dm_participants(conn)?;
     if participants > 0 {
         tracing::info!(participants, "filled in the participants of old direct messages");
     }
-    conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+    match checkpoints {
+        Checkpoints::Own => conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())),
+        Checkpoints::External => Ok(()),
+    }
 }
 
-fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+pub(super) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     let path = path.to_owned();
     move |source| OpenError::Io { action, path, source }
 }
 
-fn sqlite_error(path: &Path) -> impl Fn(rusqlite::Error) -> OpenError {
+pub(super) fn sqlite_error(path: &Path) -> impl Fn(rusqlite::Error) -> OpenError {
     let path = path.to_owned();
     move |source| match source.sqlite_error_code() {
         Some(ErrorCode::NotADatabase) => OpenError::NotDatabase(path.clone()),

@@ -16,6 +16,7 @@ use super::channels::{self, Table};
 use super::fault::{Fault, Throttle, forget_damage};
 use super::lock::{DatabaseLock, beside};
 use super::messages;
+use super::open::Checkpoints;
 use super::queue::{Queue, Taken};
 use super::row::{self, Failure};
 use super::snowflake::Snowflake;
@@ -72,6 +73,7 @@ pub(super) struct Writer {
     /// Given up after the connection above is closed.
     _lock: DatabaseLock,
     wal: PathBuf,
+    checkpoints: Checkpoints,
     queue: Arc<Queue<Order>>,
     deliver: Arc<dyn Deliver>,
     clock: Arc<dyn Clock>,
@@ -101,6 +103,7 @@ struct Aborted {
 
 /// What the writer needs from outside.
 pub(super) struct Inputs {
+    pub(super) checkpoints: Checkpoints,
     pub(super) queue: Arc<Queue<Order>>,
     pub(super) channels: Vec<Channel>,
     pub(super) deliver: Arc<dyn Deliver>,
@@ -110,12 +113,13 @@ pub(super) struct Inputs {
 
 impl Writer {
     pub(super) fn new(conn: Connection, lock: DatabaseLock, path: &Path, inputs: Inputs) -> rusqlite::Result<Self> {
-        let Inputs { queue, channels, deliver, clock, observe } = inputs;
+        let Inputs { checkpoints, queue, channels, deliver, clock, observe } = inputs;
         Ok(Self {
             ids: Snowflake::above(messages::newest_id(&conn)?),
             conn,
             _lock: lock,
             wal: beside(path, "-wal"),
+            checkpoints,
             queue,
             deliver,
             polled_at: clock.monotonic(),
@@ -348,6 +352,9 @@ impl Writer {
 
     /// Brings the whole log into the database and cuts it, unless readers still need it.
     fn checkpoint(&mut self) {
+        if self.checkpoints == Checkpoints::External {
+            return;
+        }
         let result = row::first(&self.conn, "PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row::number(row, 0));
         match result {
             Ok(Some(0)) => (),
@@ -451,6 +458,7 @@ mod tests {
         insert_seeds(&opened.writer, &default_seeds(), 1).unwrap();
         let delivered = Arc::new(Delivered::default());
         let inputs = Inputs {
+            checkpoints: Checkpoints::Own,
             queue: Arc::new(Queue::new(1, place!())),
             channels: Vec::new(),
             deliver: delivered.clone(),

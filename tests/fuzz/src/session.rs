@@ -313,7 +313,7 @@ impl World {
         self.pass(1_000);
         self.turn();
         assert_eq!(self.peers[CLIENTS].pongs, (1..=self.pings).collect::<Vec<_>>(), "PONGs of the one that behaves");
-        self.shard.apply(ShardEvent::Stop);
+        self.shard.apply(ShardEvent::Stop { spread_ms: 0 });
         assert!(self.shard.clients.is_empty(), "sessions outlive the stop");
     }
 }
