@@ -74,7 +74,7 @@ impl Gate {
 
     /// Other limits count for those who come from now on. Nobody who is in has to go.
     pub fn set_limits(&self, per_address_max: Option<u32>, total_max: Option<u32>, exempt: Vec<IpNet>) {
-        let mut open = self.lock();
+        let mut open = self.0.lock();
         (open.per_address_max, open.total_max, open.exempt) = (per_address_max, total_max, exempt);
     }
 
@@ -175,7 +175,7 @@ mod tests {
         gate.set_limits(Some(2), None, vec!["192.0.2.0/24".parse().unwrap()]);
         assert!(gate.admit(address).unwrap().is_exempt());
         drop((inside, second));
-        let open = gate.lock();
+        let open = gate.0.lock();
         assert_eq!((open.total, open.by_address.len()), (0, 0), "each is counted out as it was counted in");
     }
 }
