@@ -6,7 +6,7 @@ pub mod tcp;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 use ipnet::IpNet;
@@ -78,17 +78,13 @@ impl Gate {
         (open.per_address_max, open.total_max, open.exempt) = (per_address_max, total_max, exempt);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Open> {
-        self.0.lock()
-    }
-
     /// Takes a place for a connection.
     ///
     /// # Errors
     /// [`Refusal`] when a limit is reached; no place is taken.
     pub fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Admission, Refusal> {
         let address = address.to_canonical();
-        let mut open = self.lock();
+        let mut open = self.0.lock();
         let exempt = open.exempt.iter().any(|network| network.contains(&address));
         if open.total_max.is_some_and(|max| open.total >= max) {
             return Err(Refusal::ServerFull);
@@ -132,7 +128,7 @@ impl Admission {
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        let mut open = self.gate.lock();
+        let mut open = self.gate.0.lock();
         open.total -= 1;
         if !self.exempt
             && let Some(here) = open.by_address.get_mut(&self.address)
