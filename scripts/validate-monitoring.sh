@@ -40,7 +40,7 @@ main() {
     check "rsyslog" rsyslog
     check "logrotate" logrotate_debug
     check "compose" compose_config
-    check "scripts" shellcheck "$project"/scripts/{healthcheck,monitoring-up,validate-monitoring}.sh
+    check "scripts" shellcheck "$project"/scripts/{healthcheck,heap-watch,monitoring-up,profile,validate-monitoring}.sh
     check "the parts fit each other" /usr/bin/python3 "$kit/lint.py" "$kit" "$project"
     ((findings == 0))
 }

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub use jiff::Timestamp;
@@ -29,7 +30,20 @@ pub fn monotonic() -> Duration {
     #[expect(clippy::disallowed_methods, reason = "this file is the one place that asks for the time")]
     let now = Instant::now();
     static START: OnceLock<Instant> = OnceLock::new();
-    now.saturating_duration_since(*START.get_or_init(|| now))
+    let time = now.saturating_duration_since(*START.get_or_init(|| now));
+    let seconds = u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+    if RECENT_SECONDS.load(Ordering::Relaxed) != seconds {
+        RECENT_SECONDS.store(seconds, Ordering::Relaxed);
+    }
+    time
+}
+
+static RECENT_SECONDS: AtomicU32 = AtomicU32::new(0);
+
+/// [`monotonic`] in whole seconds, as of when anybody last asked: for who would ask too often. A server that runs is a
+/// second late at most, because its shards show every second that they live.
+pub fn recent_seconds() -> u32 {
+    RECENT_SECONDS.load(Ordering::Relaxed)
 }
 
 /// Microseconds on the system's own monotonic clock, by which a service manager orders what it is told.

@@ -8,6 +8,8 @@ use std::thread::JoinHandle;
 
 use tracing::error;
 
+use crate::profile::tasks::site;
+use crate::profile::waits::{self, Begun};
 use crate::store::{Busy, Ticket};
 use crate::supervise;
 
@@ -54,10 +56,17 @@ pub trait DeliverHash: Send + Sync {
     fn hashed(&self, ticket: Ticket, outcome: HashOutcome);
 }
 
+/// A job in the queue.
+struct Job {
+    ticket: Ticket,
+    job: HashJob,
+    waiting: Option<Box<Begun>>,
+}
+
 /// The hashing threads.
 #[derive(Debug)]
 pub struct Pool {
-    jobs: Mutex<Option<SyncSender<(Ticket, HashJob)>>>,
+    jobs: waits::Mutex<Option<SyncSender<Job>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -74,12 +83,12 @@ impl Pool {
             supervise::spawn(&format!("scd-password-{index}"), move || work(&receiver, &*deliver))
         };
         let threads = (0..threads).map(spawn).collect::<Result<_, _>>()?;
-        Ok(Self { jobs: Mutex::new(Some(sender)), threads: Mutex::new(threads) })
+        Ok(Self { jobs: waits::Mutex::new(Some(sender)), threads: Mutex::new(threads) })
     }
 
     /// Takes no more jobs and waits for the threads to finish the ones they have.
     pub fn stop(&self) {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.jobs.lock().take();
         for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             if thread.join().is_err() {
                 error!("a password thread panicked");
@@ -90,8 +99,9 @@ impl Pool {
 
 impl Passwords for Pool {
     fn submit(&self, ticket: Ticket, job: HashJob) -> Result<(), Busy> {
-        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        jobs.as_ref().ok_or(Busy)?.try_send((ticket, job)).map_err(|_| Busy)
+        let jobs = self.jobs.lock();
+        let waiting = waits::begin(site!("wait for the password pool"));
+        jobs.as_ref().ok_or(Busy)?.try_send(Job { ticket, job, waiting }).map_err(|_| Busy)
     }
 }
 
@@ -99,12 +109,13 @@ impl Passwords for Pool {
 static DECOY: LazyLock<String> =
     LazyLock::new(|| bcrypt::hash(std::process::id().to_string(), COST).unwrap_or_default());
 
-fn work(jobs: &Mutex<Receiver<(Ticket, HashJob)>>, deliver: &dyn DeliverHash) {
+fn work(jobs: &Mutex<Receiver<Job>>, deliver: &dyn DeliverHash) {
     // Before the first job, so that none takes longer for it.
     let decoy = DECOY.as_str();
     loop {
         let next = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok((ticket, job)) = next else { return };
+        let Ok(Job { ticket, job, waiting }) = next else { return };
+        waits::end(waiting);
         let outcome = catch_unwind(AssertUnwindSafe(|| compute(job, decoy))).unwrap_or_else(|_| {
             error!("password hashing panicked");
             HashOutcome::Failed

@@ -1,5 +1,7 @@
 //! The metrics and health port as operators, their tools and their enemies meet it.
 
+mod support;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs::File;
@@ -16,9 +18,9 @@ use superchat::admin::health::{Health, HealthInfo, check};
 use superchat::admin::{AdminOptions, AdminServer, BearerToken};
 use superchat::clock::{monotonic_ms, wall_ms};
 use superchat::metrics::*;
+use support::http::{PATIENCE, Reply, connect, exchange, get, read_answer};
+use support::threads_named;
 
-/// Longer than anything here may take; a test that runs into it has failed.
-const PATIENCE: Duration = Duration::from_secs(20);
 const PING: u8 = 0x10;
 const POST_MESSAGE: u8 = 0x0A;
 const NEW_MESSAGE: u8 = 0x8D;
@@ -377,13 +379,13 @@ mod attack {
             // The guard may have closed it already, which is its right.
             stream.write_all(b"GET / HTTP/1.1\r\nHost: loc").ok();
         }
-        assert_eq!(threads("slow-"), 1 + Limits::default().workers);
+        assert_eq!(threads_named("slow-"), 1 + Limits::default().workers);
         let answers: Vec<u16> = slow.into_iter().map(|mut stream| read_answer(&mut stream).status).collect();
         let count = |status| answers.iter().filter(|answer| **answer == status).count();
         assert_eq!(count(408), Limits::default().connections_max, "{answers:?}");
         assert!(count(503) >= 1 && count(408) + count(503) + count(0) == 500, "{answers:?}");
         assert_eq!(eventually(guard.address()), 200);
-        assert_eq!(threads("slow-"), 1 + Limits::default().workers);
+        assert_eq!(threads_named("slow-"), 1 + Limits::default().workers);
     }
 
     #[test]
@@ -528,6 +530,7 @@ fn options(listen: SocketAddr) -> AdminOptions {
         allow_remote: false,
         hosts: vec!["metrics.internal".to_owned()],
         token: BearerToken::default(),
+        profiles: None,
         limits: Limits::default(),
     }
 }
@@ -701,39 +704,17 @@ fn guarded(
     metrics: &Arc<Metrics>,
     handler: impl Fn(&Request) -> Answer + Send + Sync + 'static,
 ) -> Guard {
-    let options = GuardOptions { name, listen: loopback(), allow_remote: false, hosts: Vec::new(), limits };
+    let options = GuardOptions {
+        name,
+        setting: "metrics_listen",
+        listen: loopback(),
+        allow_remote: false,
+        hosts: Vec::new(),
+        posts: &[],
+        limits,
+    };
     let handler: Handler = Box::new(handler);
     Guard::start(options, handler, Arc::clone(metrics)).expect("a free port")
-}
-
-/// Threads of this process whose name begins like that.
-fn threads(prefix: &str) -> usize {
-    let tasks = std::fs::read_dir("/proc/self/task").expect("proc is mounted");
-    let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
-    names.filter(|name| name.starts_with(prefix)).count()
-}
-
-/// What a client got.
-#[derive(Debug)]
-struct Reply {
-    /// 0 when the connection ended without an answer.
-    status: u16,
-    headers: Vec<(String, String)>,
-    body: String,
-    local: SocketAddr,
-}
-
-impl Reply {
-    fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(field, _)| field == name).map(|(_, value)| value.as_str())
-    }
-}
-
-fn connect(address: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(address).expect("the port is open");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
-    stream.set_write_timeout(Some(PATIENCE)).expect("a socket");
-    stream
 }
 
 /// A connection whose system takes next to nothing in advance.
@@ -743,16 +724,6 @@ fn narrow(address: SocketAddr) -> TcpStream {
     socket.connect(&address.into()).expect("the port is open");
     socket.set_read_timeout(Some(PATIENCE)).expect("a socket");
     socket.into()
-}
-
-fn get(address: SocketAddr, path: &str) -> Reply {
-    exchange(address, &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"))
-}
-
-fn exchange(address: SocketAddr, request: &str) -> Reply {
-    let mut stream = connect(address);
-    stream.write_all(request.as_bytes()).expect("taken");
-    read_answer(&mut stream)
 }
 
 /// Asks until there is a place again.
@@ -766,26 +737,6 @@ fn eventually(address: SocketAddr) -> u16 {
         if status == 200 || monotonic_ms() > deadline_ms {
             return status;
         }
-    }
-}
-
-fn read_answer(stream: &mut TcpStream) -> Reply {
-    let local = stream.local_addr().expect("connected");
-    let mut bytes = Vec::new();
-    // What came before a reset is judged by its content.
-    stream.read_to_end(&mut bytes).ok();
-    let text = String::from_utf8(bytes).expect("text");
-    let Some((head, body)) = text.split_once("\r\n\r\n") else {
-        return Reply { status: 0, headers: Vec::new(), body: text, local };
-    };
-    let mut lines = head.split("\r\n");
-    let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok());
-    let headers = lines.filter_map(|line| line.split_once(": "));
-    Reply {
-        status: status.expect("a status line"),
-        headers: headers.map(|(name, value)| (name.to_lowercase(), value.to_owned())).collect(),
-        body: body.to_owned(),
-        local,
     }
 }
 

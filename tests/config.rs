@@ -174,6 +174,8 @@ const SAMPLES: &[(&str, &str, &str, Option<&str>)] = &[
     ("admin", "metrics_listen", "\"off\"", Some("off")),
     ("admin", "profile_listen", "\"127.0.0.1:7060\"", Some("127.0.0.1:7060")),
     ("admin", "metrics_token", "\"***\"", Some("t0ken")),
+    ("admin", "block_profile_rate", "10000", Some("10000")),
+    ("admin", "mutex_profile_fraction", "100", Some("100")),
     ("log", "log_level", "\"info,superchat::net=debug\"", Some("info,superchat::net=debug")),
     ("log", "log_format", "\"json\"", Some("json")),
     ("log", "log_ip", "\"truncated\"", Some("truncated")),

@@ -363,7 +363,7 @@ mod closed_loop {
                 }
                 answers
             };
-            std::thread::Builder::new().spawn(answer).unwrap()
+            superchat::supervise::spawn("answers", answer).unwrap()
         });
         let answering: Vec<_> = answering.collect();
         let outcome = ClosedLoop::run(&mut swarm, clients, Asking { forbidden }, Duration::from_millis(20));

@@ -7,7 +7,6 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
 use superchat::log::{self, Format, LogError, LogIp, LogOptions, Logging, SECURITY, Sink};
@@ -91,7 +90,7 @@ fn body(line: &str) -> String {
 
 fn within_limit<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (sender, done) = mpsc::sync_channel(1);
-    thread::Builder::new().spawn(move || sender.send(work()).expect("the test is waiting")).expect("a thread");
+    superchat::supervise::spawn("work", move || sender.send(work()).expect("the test is waiting")).expect("a thread");
     done.recv_timeout(LIMIT).expect("finished work")
 }
 

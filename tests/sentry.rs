@@ -10,7 +10,6 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::panic::catch_unwind;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::Builder;
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -61,7 +60,7 @@ impl Collector {
                 serve(&stream, &mut answers, &sender);
             }
         };
-        Builder::new().spawn(serve).unwrap();
+        supervise::spawn("sentry-stub", serve).unwrap();
         Self { address, posts }
     }
 

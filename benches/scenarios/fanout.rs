@@ -42,19 +42,19 @@ const PUBLISHER: &str = "publisher";
 pub(crate) struct Options {
     /// Subscribers.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..=15_000))]
-    subscribers: u16,
+    pub(super) subscribers: u16,
     /// Posts per second of the trials at a fixed rate.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rate: u32,
     /// Posts under way, flat out: posted and not yet with every subscriber. As many the bare loop puts into one write.
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..=10_000))]
-    window: u64,
+    pub(super) window: u64,
     /// Seconds of each trial.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
-    seconds: u64,
+    pub(super) seconds: u64,
     /// Trials of each kind, alternating.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=20))]
-    rounds: u8,
+    pub(super) rounds: u8,
     /// Measure, instead of the above, what one subscriber in a hundred that never reads costs the others.
     #[arg(long)]
     stalled: bool,
@@ -159,7 +159,7 @@ fn stalled(server: &Server, options: &Options, report: &mut Report) -> Result<()
 }
 
 /// What one trial took.
-struct Trial {
+pub(super) struct Trial {
     deliveries: u64,
     elapsed: Duration,
     cpu: Duration,
@@ -168,17 +168,17 @@ struct Trial {
 }
 
 /// Trials of one kind.
-struct Costs {
+pub(super) struct Costs {
     deliveries: u64,
     cpu: Duration,
     generator_cpu: Duration,
     each: Vec<f64>,
-    rates: Vec<f64>,
+    pub(super) rates: Vec<f64>,
     latency: Histogram,
 }
 
 impl Costs {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             deliveries: 0,
             cpu: Duration::ZERO,
@@ -189,7 +189,7 @@ impl Costs {
         }
     }
 
-    fn add(&mut self, trial: &Trial) {
+    pub(super) fn add(&mut self, trial: &Trial) {
         self.deliveries += trial.deliveries;
         self.cpu += trial.cpu;
         self.generator_cpu += trial.generator_cpu;
@@ -206,17 +206,17 @@ impl Costs {
         micros_each(self.generator_cpu, self.deliveries)
     }
 
-    fn last_each(&self) -> f64 {
+    pub(super) fn last_each(&self) -> f64 {
         self.each.last().copied().unwrap_or(f64::NAN)
     }
 
-    fn last_rate(&self) -> f64 {
+    pub(super) fn last_rate(&self) -> f64 {
         self.rates.last().copied().unwrap_or(f64::NAN)
     }
 }
 
 /// Subscribers of a server and the one who posts to them.
-struct Audience<'s> {
+pub(super) struct Audience<'s> {
     server: &'s Server,
     swarm: Swarm,
     publisher: usize,
@@ -225,7 +225,7 @@ struct Audience<'s> {
 }
 
 impl<'s> Audience<'s> {
-    fn join(server: &'s Server, subscribers: usize) -> Result<Self> {
+    pub(super) fn join(server: &'s Server, subscribers: usize) -> Result<Self> {
         let mut swarm = Swarm::new()?;
         let all = swarm.connect(server.address, subscribers)?;
         let subscribe = requests::subscribe(CHAT)?;
@@ -254,7 +254,7 @@ impl<'s> Audience<'s> {
     }
 
     /// Posts as fast as the slowest subscriber receives, with a bounded number under way.
-    fn flat(&mut self, options: &Options) -> Result<Trial> {
+    pub(super) fn flat(&mut self, options: &Options) -> Result<Trial> {
         self.measured(|this| {
             let ends = clock::now() + Duration::from_secs(options.seconds);
             while clock::now() < ends {

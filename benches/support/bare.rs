@@ -56,7 +56,7 @@ impl BareSender {
 
     /// Sends according to `plan` on a thread of its own.
     pub(crate) fn start(self, plan: Plan) -> Result<BareTrial> {
-        let thread = thread::Builder::new().name("bare-send".into()).spawn(move || self.send(plan))?;
+        let thread = superchat::supervise::spawn("bare-send", move || self.send(plan))?;
         Ok(BareTrial { thread })
     }
 

@@ -8,10 +8,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::Builder;
 use std::time::Duration;
 
 use crate::clock::monotonic_ms;
+use crate::supervise;
 
 /// A shard that has not ticked for longer than this is stuck, in milliseconds.
 pub const SHARD_DEADLINE_MS: u64 = 5_000;
@@ -327,7 +327,7 @@ impl Probe {
             return Err("the database is not open yet".to_owned());
         }
         let probe = Arc::clone(self);
-        let started = Builder::new().name("db-probe".to_owned()).spawn(move || probe.run_once());
+        let started = supervise::spawn("db-probe", move || probe.run_once());
         started.map(drop).map_err(|error| format!("cannot start the database probe: {error}"))
     }
 

@@ -1,14 +1,17 @@
-//! The metrics and health port: for operators, scrapers and probes, never public.
+//! The metrics and health port: for operators, scrapers and probes, never public. [`profiles`] is the port beside it.
 //!
 //! It runs on threads of its own and reads shared atomics, so that it answers when the shards do not.
 
 pub mod guard;
 pub mod health;
+pub mod profiles;
 mod status;
 
 use std::hint::black_box;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
+
+use base64::Engine as _;
 
 use crate::clock::monotonic_ms;
 use crate::metrics::{Exposition, Metrics};
@@ -51,6 +54,8 @@ pub struct AdminOptions {
     pub hosts: Vec<String>,
     /// What `/metrics` and `/status` ask for.
     pub token: BearerToken,
+    /// Where profiles are served, for a link.
+    pub profiles: Option<SocketAddr>,
     /// What one client may cost.
     pub limits: Limits,
 }
@@ -67,10 +72,11 @@ impl AdminServer {
     /// # Errors
     /// An address that may not be served, a port that is taken, or no threads.
     pub fn start(options: AdminOptions, metrics: Arc<Metrics>, health: Arc<Health>) -> Result<Self, AdminError> {
-        let AdminOptions { listen, allow_remote, hosts, token, limits } = options;
-        let site = Site { token, metrics: Arc::clone(&metrics), health };
+        let AdminOptions { listen, allow_remote, hosts, token, profiles, limits } = options;
+        let site = Site { token, metrics: Arc::clone(&metrics), health, profiles };
         ROUTES.iter().for_each(|route| metrics.http_route(SERVER, route.path));
-        let guarded = GuardOptions { name: SERVER, listen, allow_remote, hosts, limits };
+        let guarded =
+            GuardOptions { name: SERVER, setting: "metrics_listen", listen, allow_remote, hosts, posts: &[], limits };
         let server = Guard::start(guarded, Box::new(move |request| site.answer(request)), metrics)?;
         tracing::info!(address = %server.address(), "metrics server listening (/metrics, /health)");
         Ok(Self(server))
@@ -118,21 +124,45 @@ impl BearerToken {
     /// # Errors
     /// The 401 to send.
     pub fn check(&self, route: &'static str, request: &Request) -> Result<(), Answer> {
+        let shown = credentials(request, "Bearer").map(str::to_owned);
+        self.compare(shown, route, request)
+            .map_err(|answer| answer.with_header("WWW-Authenticate", "Bearer realm=\"scd\""))
+    }
+
+    /// The same for programs that can be given no token but a password in an address, such as `go tool pprof`, and for
+    /// browsers, which ask for one: a password that is the token counts as well, whoever the user.
+    ///
+    /// # Errors
+    /// The 401 to send.
+    pub fn check_with_password(&self, route: &'static str, request: &Request) -> Result<(), Answer> {
+        let shown = credentials(request, "Bearer").map(str::to_owned);
+        let shown = shown.or_else(|| credentials(request, "Basic").and_then(password));
+        let challenge = "Basic realm=\"scd\", Bearer realm=\"scd\"";
+        self.compare(shown, route, request).map_err(|answer| answer.with_header("WWW-Authenticate", challenge))
+    }
+
+    fn compare(&self, shown: Option<String>, route: &'static str, request: &Request) -> Result<(), Answer> {
         let Some(token) = self.get() else { return Ok(()) };
-        let shown = request.header("Authorization").and_then(bearer);
-        if shown.is_some_and(|shown| same(shown.as_bytes(), token.as_bytes())) {
+        if shown.as_ref().is_some_and(|shown| same(shown.as_bytes(), token.as_bytes())) {
             return Ok(());
         }
         let shown = if shown.is_some() { "wrong" } else { "none" };
         tracing::warn!(target: "security", remote = %request.peer(), path = route, token = shown, "admin token refused");
-        Err(Answer::text(route, 401, "a bearer token is needed")
-            .with_header("WWW-Authenticate", "Bearer realm=\"scd\""))
+        Err(Answer::text(route, 401, "a bearer token is needed"))
     }
 }
 
-fn bearer(authorization: &str) -> Option<&str> {
-    let (scheme, token) = authorization.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+/// What a request shows in the way that `scheme` names.
+fn credentials<'a>(request: &'a Request, scheme: &str) -> Option<&'a str> {
+    let (shown, credentials) = request.header("Authorization")?.split_once(' ')?;
+    shown.eq_ignore_ascii_case(scheme).then(|| credentials.trim())
+}
+
+/// The password of `user:password` in base64.
+fn password(credentials: &str) -> Option<String> {
+    let bytes = base64::prelude::BASE64_STANDARD.decode(credentials).ok()?;
+    let (_, password) = std::str::from_utf8(&bytes).ok()?.split_once(':')?;
+    Some(password.to_owned())
 }
 
 /// Compares in a time that depends on the lengths only.
@@ -146,6 +176,7 @@ struct Site {
     token: BearerToken,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
+    profiles: Option<SocketAddr>,
 }
 
 impl Site {
@@ -161,10 +192,14 @@ impl Site {
     }
 }
 
-fn index(_: &Site, route: &'static str, _: &Request) -> Answer {
+fn index(site: &Site, route: &'static str, _: &Request) -> Answer {
     let link = |route: &Route| format!("<li><a href=\"{0}\">{0}</a> {1}</li>\n", route.path, route.about);
     let links: String = ROUTES.iter().map(link).collect();
-    html(route, page("SuperChat", false, &format!("<h1>SuperChat</h1>\n<ul>\n{links}</ul>\n")))
+    let profiles = site.profiles.map_or_else(String::new, |address| {
+        let url = format!("http://{address}/debug/pprof/");
+        format!("<li><a href=\"{url}\">{url}</a> profiles, on a port of their own</li>\n")
+    });
+    html(route, page("SuperChat", false, &format!("<h1>SuperChat</h1>\n<ul>\n{links}{profiles}</ul>\n")))
 }
 
 fn status(site: &Site, route: &'static str, request: &Request) -> Answer {
@@ -259,7 +294,10 @@ mod tests {
         {
             assert_eq!(same(shown.as_bytes(), b"secret"), is_same, "{shown}");
         }
-        assert_eq!((bearer("bEARER abc"), bearer("Basic abc"), bearer("Bearer")), (Some("abc"), None, None));
+        assert_eq!(password("Z286czNjcmV0OmF0IGFsbA=="), Some("s3cret:at all".to_owned()));
+        for broken in ["", "Z28=", "s3cret", "////", "!"] {
+            assert_eq!(password(broken), None, "{broken}");
+        }
         assert!(!BearerToken::new(Some(String::new())).is_set());
     }
 

@@ -356,6 +356,11 @@ settings! {
         profile_listen: Option<SocketAddr> = loopback(6060), PLAIN;
         /// Bearer token that metrics, status and profiles ask for. Empty: none.
         metrics_token: Option<Secret> = None, PLAIN.live().environment("METRICS_TOKEN");
+        /// The block profile's rate from the start on: waits of that many nanoseconds are all recorded, shorter ones by their
+        /// part. 0: off.
+        block_profile_rate: Option<NonZeroU32> = None, PLAIN;
+        /// The mutex profile's fraction from the start on: one of that many waits for a lock is recorded. 0: off.
+        mutex_profile_fraction: Option<NonZeroU32> = None, PLAIN;
     }
     /// Logs and error reports.
     log: Log {

@@ -7,6 +7,7 @@ use super::channels::{NOT_A_PARTICIPANT, may_enter};
 use crate::ids::UserId;
 use crate::limits::{LIST_MESSAGES_DEFAULT, LIST_MESSAGES_MAX};
 use crate::metrics::RateLimit;
+use crate::profile::tasks::place;
 use crate::shard::presence::spell;
 use crate::shard::session::{Belief, SessionKey};
 use crate::shard::{NoPlace, Place, Shard};
@@ -168,7 +169,7 @@ pub fn post_message(shard: &mut Shard, key: SessionKey, request: &client::PostMe
         return shard.error(key, ErrorCode::MessageRateLimit, "Message rate limit exceeded");
     }
     shard.note_spelling(key, place.id, place.spelling);
-    shard.submit_post(key, Command::Post { author, channel: place.id, parent: request.parent_id, content });
+    shard.submit_post(key, place!(), Command::Post { author, channel: place.id, parent: request.parent_id, content });
 }
 
 fn displayable(shard: &Shard, content: &[u8]) -> Bytes {

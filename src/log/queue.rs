@@ -1,11 +1,13 @@
 //! The bounded queue between the threads that log and the one that writes.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tracing::Level;
+
+use crate::profile::waits::Mutex;
 
 /// Lines that may wait for one writer. A burst of this length, about a second of a busy server at DEBUG, loses nothing.
 const QUEUE_LINES_MAX: usize = 64 * 1024;
@@ -104,7 +106,7 @@ impl Queue {
 
     /// Waits until every line pushed so far is settled and every loss told, at most for `limit`; says whether that was reached.
     pub(super) fn drain(&self, limit: Duration) -> bool {
-        let guard = self.state.settling.lock().unwrap_or_else(PoisonError::into_inner);
+        let guard = self.state.settling.lock();
         let waiting = |(): &mut ()| self.state.bytes.load(Ordering::Acquire) > 0 || self.state.overflow() > 0;
         let (_guard, waited) =
             self.state.settled.wait_timeout_while(guard, limit, waiting).unwrap_or_else(PoisonError::into_inner);
@@ -148,7 +150,7 @@ impl Inbox {
         self.state.dropped.fetch_add(lost, Ordering::Relaxed);
         self.state.overflow.fetch_sub(told, Ordering::Relaxed);
         self.state.bytes.fetch_sub(size, Ordering::Release);
-        let _guard = self.state.settling.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = self.state.settling.lock();
         self.state.settled.notify_all();
     }
 }

@@ -3,9 +3,9 @@
 use std::io;
 use std::mem;
 use std::slice;
-use std::thread;
 
 use super::queue::{Inbox, Line};
+use crate::supervise;
 
 /// Where lines end up. Only the writer's thread is in here, so a destination may block.
 pub(super) trait Destination: Send {
@@ -32,7 +32,7 @@ pub(super) fn spawn(
 ) -> io::Result<()> {
     let destinations = destinations.into_iter().map(|destination| Tracked { destination, owed: 0 }).collect();
     let writer = Writer { inbox, destinations, notice };
-    thread::Builder::new().name(name.to_owned()).spawn(|| writer.run()).map(drop)
+    supervise::spawn(name, || writer.run()).map(drop)
 }
 
 struct Writer {

@@ -15,7 +15,7 @@ mod topics;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock};
 
 use cells::{BATCH, Histogram, LATENCY, Level, PerLabel, Snapshot};
 use sheet::Sheet;
@@ -29,6 +29,8 @@ pub use table::{
     Rejection, Transport,
 };
 pub use topics::{THREAD_IDLE_MS, TopicMetrics};
+
+use crate::profile::waits::{Mutex, RwLock};
 
 /// How long a cached provider's answer serves, in milliseconds.
 const PROVIDER_CACHE_MS: u64 = 1000;
@@ -234,7 +236,7 @@ impl Metrics {
     /// An HTTP port serves this path: its series begin at zero.
     pub fn http_route(&self, server: &'static str, path: &'static str) {
         const OK: u16 = 200;
-        let mut http = self.http.write().unwrap_or_else(PoisonError::into_inner);
+        let mut http = self.http.write();
         http.entry((server, path, OK)).or_insert_with(|| Histogram::new(&LATENCY));
         self.announce(&[Metric::HttpRequests, Metric::HttpDuration]);
     }
@@ -264,7 +266,7 @@ impl Metrics {
 
     fn add_provider(&self, provider: Provider) {
         self.announce(&[provider.metric]);
-        let mut providers = self.providers.write().unwrap_or_else(PoisonError::into_inner);
+        let mut providers = self.providers.write();
         providers.retain(|earlier| earlier.metric != provider.metric);
         providers.push(provider);
     }
@@ -289,7 +291,7 @@ impl Metrics {
         self.collect_runtimes(sheet);
         collect_level(sheet, Metric::Channels, &self.channels);
         self.collect_process(sheet);
-        for provider in self.providers.read().unwrap_or_else(PoisonError::into_inner).iter() {
+        for provider in self.providers.read().iter() {
             provider.collect(sheet, now_ms);
         }
     }
@@ -307,7 +309,7 @@ impl Metrics {
     }
 
     fn collect_http(&self, sheet: &mut Sheet) {
-        let http = self.http.read().unwrap_or_else(PoisonError::into_inner);
+        let http = self.http.read();
         for ((server, path, status), histogram) in http.iter() {
             let status = status.to_string();
             let (labels, snapshot) = ([*server, *path, status.as_str()], Snapshot::of(histogram));
@@ -353,10 +355,10 @@ fn collect_labels<L: Label>(sheet: &mut Sheet, metric: Metric, counts: &PerLabel
 
 /// Records under a key of fixed texts; the write lock is taken only for a key that is new.
 fn observe_by_key<K: Ord + Copy>(cells: &RwLock<BTreeMap<K, Histogram>>, key: K, micros: u64) {
-    if let Some(histogram) = cells.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
+    if let Some(histogram) = cells.read().get(&key) {
         return histogram.observe(micros);
     }
-    let mut cells = cells.write().unwrap_or_else(PoisonError::into_inner);
+    let mut cells = cells.write();
     cells.entry(key).or_insert_with(|| Histogram::new(&LATENCY)).observe(micros);
 }
 
@@ -422,7 +424,7 @@ impl StoreMetrics {
         collect_level(sheet, Metric::DbWal, &self.wal_bytes);
         collect_level(sheet, Metric::StoredMessages, &self.messages);
         collect_level(sheet, Metric::RegisteredUsers, &self.users);
-        for (query, histogram) in self.queries.read().unwrap_or_else(PoisonError::into_inner).iter() {
+        for (query, histogram) in self.queries.read().iter() {
             sheet.histogram(Metric::DbQuery, &[query], &Snapshot::of(histogram));
         }
         collect_labels(sheet, Metric::DbErrors, &self.errors);
@@ -446,7 +448,7 @@ impl Provider {
     }
 
     fn collect(&self, sheet: &mut Sheet, now_ms: u64) {
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = self.cache.lock();
         let fresh = cache.take().filter(|(read_ms, _)| now_ms.saturating_sub(*read_ms) < self.max_age_ms);
         let (read_ms, samples) = fresh.unwrap_or_else(|| {
             let mut samples = Samples::new();

@@ -5,11 +5,12 @@
 //! scrape for as long as it takes to copy the list of handles.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use super::cells::Counter;
 use super::sheet::Sheet;
 use super::table::Metric;
+use crate::profile::waits::Mutex;
 
 /// How long a thread's series stays after its last subscriber left, in milliseconds.
 pub const THREAD_IDLE_MS: u64 = 5 * 60 * 1000;
@@ -170,7 +171,7 @@ impl Topics {
     }
 
     fn lock(&self) -> MutexGuard<'_, Registry> {
-        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+        self.registry.lock()
     }
 }
 

@@ -25,6 +25,8 @@ use tracing::{debug, error};
 use super::CloseReason;
 use crate::admin::health::Health;
 use crate::clock;
+use crate::profile::tasks::{self, place, site};
+use crate::profile::waits;
 use crate::shard::outbox::{Flushed, Outbox};
 use crate::shard::session::SessionKey;
 use crate::shard::{Accepted, Bus, Departed, Now, Parts, Shard, ShardEvent};
@@ -76,7 +78,8 @@ pub fn run(parts: Parts, health: &Arc<Health>) -> io::Result<()> {
         beat_due: Cell::new(clock::monotonic_ms()),
         stopping: Cell::new(false),
     });
-    runtime.block_on(core.drive());
+    let _watched = tasks::watch(runtime.metrics());
+    runtime.block_on(tasks::root(place!(), core.drive()));
     Ok(())
 }
 
@@ -122,12 +125,15 @@ impl Core {
         loop {
             let due = self.shard.borrow().due().unwrap_or(u64::MAX).min(self.beat_due.get());
             let pause = Duration::from_millis(due.saturating_sub(clock::monotonic_ms()));
-            tokio::select! {
-                biased;
-                () = self.bus.ready(self.id) => {}
-                () = self.turn.notified() => {}
-                () = sleep(pause) => {}
-            }
+            tasks::at(site!("wait for an event, a turn or a tick"), async {
+                tokio::select! {
+                    biased;
+                    () = self.bus.ready(self.id) => {}
+                    () = self.turn.notified() => {}
+                    () = sleep(pause) => {}
+                }
+            })
+            .await;
             self.take_turn();
             if self.stopping.get() && self.shard.borrow().clients.is_empty() && self.farewells.get() == 0 {
                 return;
@@ -211,7 +217,7 @@ impl Core {
                     blocked: Cell::new(false),
                 });
                 self.register(key, &connection);
-                tokio::task::spawn_local(Rc::clone(self).serve(key, connection));
+                tasks::spawn_local_for(accepted.session.0, place!(), Rc::clone(self).serve(key, connection));
             }
             Err(error) => {
                 error!(%error, "cannot watch a connection");
@@ -252,7 +258,10 @@ impl Core {
             if wanted && connection.stream.poll_read_ready(context).is_ready() {
                 return Poll::Ready(true);
             }
-            if !wanted {
+            if wanted {
+                tasks::note(site!("wait for bytes to read"));
+            } else {
+                tasks::note(site!("wait for the session to go on reading"));
                 self.paused.borrow_mut().push(key);
             }
             let mut waker = connection.waker.borrow_mut();
@@ -335,8 +344,8 @@ impl Core {
             return;
         }
         let core = Rc::clone(self);
-        tokio::task::spawn_local(async move {
-            while connection.blocked.get() && connection.stream.writable().await.is_ok() && !connection.ended.get() {
+        tasks::spawn_local(place!(), async move {
+            while connection.blocked.get() && writable(&connection.stream).await.is_ok() && !connection.ended.get() {
                 connection.blocked.set(false);
                 core.shard.borrow_mut().flush_one(
                     key,
@@ -366,7 +375,7 @@ impl Core {
         }
         self.farewells.set(self.farewells.get() + 1);
         let core = Rc::clone(self);
-        tokio::task::spawn_local(async move {
+        tasks::spawn_local(place!(), async move {
             // A peer that does not listen is left behind.
             let _in_time = timeout(FAREWELL, say_goodbye(&connection.stream, departed.outbox)).await;
             core.farewells.set(core.farewells.get() - 1);
@@ -375,15 +384,24 @@ impl Core {
     }
 }
 
+/// Waits until a socket that refused bytes takes some.
+async fn writable(stream: &TcpStream) -> io::Result<()> {
+    let site = site!("wait for room to write");
+    let waiting = waits::begin(site);
+    let outcome = tasks::at(site, stream.writable()).await;
+    waits::end(waiting);
+    outcome
+}
+
 /// Writes what is left, then waits for the peer to close, so that unread input does not destroy the last words.
 async fn say_goodbye(stream: &TcpStream, mut outbox: Outbox) -> io::Result<()> {
     while outbox.flush(|slices| stream.try_write_vectored(slices))? == Flushed::Blocked {
-        stream.writable().await?;
+        writable(stream).await?;
     }
     SockRef::from(stream).shutdown(Shutdown::Write)?;
     let mut ignored = [0; 1024];
     loop {
-        stream.readable().await?;
+        tasks::at(site!("wait for the goodbye to be read"), stream.readable()).await?;
         match stream.try_read(&mut ignored) {
             Ok(0) => return Ok(()),
             Ok(_) => {}

@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use crate::admin::health::Health;
+use crate::admin::profiles::{ProfileOptions, ProfileServer};
 use crate::admin::{AdminError, AdminOptions, AdminServer, BearerToken};
 use crate::clock;
 use crate::config::{self, Environment, Flags, Loaded, Settings};
@@ -32,6 +33,7 @@ use crate::metrics::Metrics;
 use crate::net::acceptor::{Acceptor, AcceptorParts, listen};
 use crate::net::{Gate, backlog, tcp};
 use crate::passwords::{DeliverHash, Passwords, Pool};
+use crate::profile::waits;
 use crate::shard::settings::InForce;
 use crate::shard::{Bus, Parts, Rates, ShardEvent};
 use crate::store::sqlite;
@@ -189,6 +191,8 @@ fn run(
 ) -> Result<(), ServeError> {
     let settings = &loaded.settings;
     let database = &settings.server.database_path;
+    waits::set_block_rate(settings.admin.block_profile_rate.map_or(0, |rate| rate.get().into()));
+    waits::set_mutex_fraction(settings.admin.mutex_profile_fraction.map_or(0, |fraction| fraction.get().into()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let _entered = runtime.enter();
     let mut signals = Signals::listen()?;
@@ -201,7 +205,8 @@ fn run(
     let metrics = start_metrics(shards);
     let health = Health::new(env!("CARGO_PKG_VERSION"), shards, clock::monotonic_ms());
     let token = BearerToken::new(metrics_token(settings));
-    let admin = start_admin(settings, &token, &metrics, &health)?;
+    let profiles = start_profiles(settings, &token, &metrics)?;
+    let admin = start_admin(settings, &token, &metrics, &health, profiles.as_ref().map(ProfileServer::address))?;
 
     let bus = Arc::new(Bus::new(shards));
     let (store, channels) = start_store(settings, database, &bus, &metrics, &health, fatal.clone())?;
@@ -265,6 +270,9 @@ fn run(
     bus.close();
     info!("Closing the database...");
     let closed = store.stop(STORE_DEADLINE).inspect_err(|error| error!("{error}"));
+    if let Some(profiles) = profiles {
+        profiles.stop();
+    }
     if let Some(admin) = admin {
         admin.stop();
     }
@@ -279,11 +287,22 @@ fn default_shards() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 
+fn start_profiles(
+    settings: &Settings,
+    token: &BearerToken,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<ProfileServer>, ServeError> {
+    let Some(listen) = settings.admin.profile_listen else { return Ok(None) };
+    let server = ProfileServer::start(ProfileOptions::new(listen, token.clone()), Arc::clone(metrics))?;
+    Ok(Some(server))
+}
+
 fn start_admin(
     settings: &Settings,
     token: &BearerToken,
     metrics: &Arc<Metrics>,
     health: &Arc<Health>,
+    profiles: Option<SocketAddr>,
 ) -> Result<Option<AdminServer>, ServeError> {
     let Some(listen) = settings.admin.metrics_listen else { return Ok(None) };
     let options = AdminOptions {
@@ -291,6 +310,7 @@ fn start_admin(
         allow_remote: true,
         hosts: Vec::new(),
         token: token.clone(),
+        profiles,
         limits: Default::default(),
     };
     let server = AdminServer::start(options, Arc::clone(metrics), Arc::clone(health))?;

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
@@ -19,6 +19,8 @@ use crate::limits::SHARD_BACKLOG_MAX;
 use crate::metrics::{Fanout, FanoutTally};
 use crate::net::Admission;
 use crate::passwords::{DeliverHash, HashOutcome};
+use crate::profile::tasks::site;
+use crate::profile::waits::{self, Mutex};
 use crate::store::{Answer, Batch, Deliver, Event, Outcome, Ticket};
 
 /// Everything a shard can be told.
@@ -173,6 +175,11 @@ impl Bus {
         self.drained.notify_all();
     }
 
+    /// Whether a shard is so far behind that the next commit must wait.
+    fn lags(&self, inboxes: &[Inbox]) -> bool {
+        inboxes.iter().any(|inbox| inbox.commits >= SHARD_BACKLOG_MAX) && !self.closed.load(Ordering::Acquire)
+    }
+
     /// Under the lock: no shard can act on a broadcast before every other one is bound to look into its inbox.
     fn mark(&self, shard: usize) {
         self.doorbells[shard].pending.store(true, Ordering::Release);
@@ -184,7 +191,7 @@ impl Bus {
 
     fn lock(&self) -> MutexGuard<'_, Vec<Inbox>> {
         // Nothing panics while holding the lock, and a queue of events is never half-changed.
-        self.inboxes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inboxes.lock()
     }
 }
 
@@ -192,8 +199,11 @@ impl Deliver for Bus {
     fn committed(&self, batch: Batch) {
         let commit = Commit::new(batch, self.shards());
         let mut inboxes = self.lock();
-        while inboxes.iter().any(|inbox| inbox.commits >= SHARD_BACKLOG_MAX) && !self.closed.load(Ordering::Acquire) {
-            inboxes = self.drained.wait(inboxes).unwrap_or_else(PoisonError::into_inner);
+        if self.lags(&inboxes) {
+            let waiting = waits::begin(site!("wait for shards to catch up"));
+            inboxes =
+                self.drained.wait_while(inboxes, |inboxes| self.lags(inboxes)).unwrap_or_else(PoisonError::into_inner);
+            waits::end(waiting);
         }
         for (shard, inbox) in inboxes.iter_mut().enumerate() {
             inbox.events.push_back(ShardEvent::Committed(commit.clone()));

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use foldhash::fast::RandomState;
 
 use super::ChatSettings;
 use crate::ids::{SessionId, UserId};
+use crate::profile::waits::Mutex;
 
 /// Requests of one session: refilled at `rate` a second, bursts of twice that.
 #[derive(Debug, Clone, Copy, Default)]
@@ -82,14 +82,14 @@ impl<K: Hash + Eq> SlidingWindow<K> {
     /// Whether one more event at `now` would be admitted. It is not counted.
     pub fn would_admit(&self, key: &K, now: u64) -> bool {
         let Some(limit) = self.limit() else { return true };
-        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = self.table.lock();
         table.counts.get(key).copied().is_none_or(|mut count| count.admit(now, limit, self.period_ms))
     }
 
     /// Counts one event at `now` (monotonic milliseconds); `false` when that is one too many, and it is not counted.
     pub fn admit(&self, key: K, now: u64) -> bool {
         let Some(limit) = self.limit() else { return true };
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.table.lock();
         if !table.counts.contains_key(&key) && !table.has_room(now / self.period_ms) {
             return true;
         }
@@ -235,7 +235,7 @@ mod tests {
     fn no_limit_counts_nothing() {
         let window = SlidingWindow::new(None, 60_000);
         assert!((0..1000).all(|_| window.admit(1, 0)));
-        assert!(window.table.lock().unwrap().counts.is_empty());
+        assert!(window.table.lock().counts.is_empty());
     }
 
     #[test]

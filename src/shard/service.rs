@@ -10,6 +10,7 @@ use super::{Resume, Shard, token};
 use crate::ids::{ChannelId, MessageId, SessionId};
 use crate::net::CloseReason;
 use crate::passwords::{HashJob, HashOutcome};
+use crate::profile::tasks::{self, Entry, Site, site};
 use crate::store::{Answer, Command, Event, Query, Refusal, Submission, Ticket};
 use crate::wire::server::{self, Disconnect};
 use crate::wire::{ErrorCode, ServerMessage};
@@ -45,12 +46,14 @@ impl Shard {
     }
 
     /// Reads from the store; `next` gets the answer. No further frame of the session is handled before.
+    #[track_caller]
     pub fn ask(&mut self, key: SessionKey, query: Query, next: impl FnOnce(&mut Self, SessionKey, Answer) + 'static) {
         let ticket = self.ticket(key);
         if self.store.ask(ticket, query).is_err() {
             return self.busy(key);
         }
-        self.wait(key, move |shard, key, with| match with {
+        let entry = self.entry(key, Site::of_caller(&next), site!("wait for the read pool"));
+        self.wait(key, entry, move |shard, key, with| match with {
             Resume::Answer(Answer::Failed) => shard.error(key, ErrorCode::Database, "Database error"),
             Resume::Answer(answer) => next(shard, key, answer),
             Resume::Outcome(_) | Resume::Hashed(_) => shard.error(key, ErrorCode::Internal, "Internal error"),
@@ -58,6 +61,7 @@ impl Shard {
     }
 
     /// Writes to the store; `next` gets the outcome. No further frame of the session is handled before.
+    #[track_caller]
     pub fn submit(
         &mut self,
         key: SessionKey,
@@ -68,30 +72,33 @@ impl Shard {
         if self.store.submit(Submission { ticket, command }).is_err() {
             return self.busy(key);
         }
-        self.wait(key, move |shard, key, with| match with {
+        let entry = self.entry(key, Site::of_caller(&next), site!("wait for the writer"));
+        self.wait(key, entry, move |shard, key, with| match with {
             Resume::Outcome(result) => next(shard, key, result),
             Resume::Answer(_) | Resume::Hashed(_) => shard.error(key, ErrorCode::Internal, "Internal error"),
         });
     }
 
     /// Writes a post. Further posts of the session may follow before its outcome is there.
-    pub fn submit_post(&mut self, key: SessionKey, command: Command) {
+    pub fn submit_post(&mut self, key: SessionKey, handler: &'static Site, command: Command) {
         let ticket = self.ticket(key);
         if self.store.submit(Submission { ticket, command }).is_err() {
             return self.busy(key);
         }
         let request = self.request;
+        let entry = self.entry(key, handler, site!("wait for the writer"));
         match &mut self.clients.session(key).flight {
-            Flight::Posts(posts) => posts.submitted(request),
+            Flight::Posts(posts) => posts.submitted(request, entry),
             other => {
                 let mut posts = Box::<Posts>::default();
-                posts.submitted(request);
+                posts.submitted(request, entry);
                 *other = Flight::Posts(posts);
             }
         }
     }
 
     /// Hashes or verifies a password; `next` gets the outcome. No further frame of the session is handled before.
+    #[track_caller]
     pub fn hash(
         &mut self,
         key: SessionKey,
@@ -102,7 +109,8 @@ impl Shard {
         if self.passwords.submit(ticket, job).is_err() {
             return next(self, key, HashOutcome::Busy);
         }
-        self.wait(key, move |shard, key, with| match with {
+        let entry = self.entry(key, Site::of_caller(&next), site!("wait for the password pool"));
+        self.wait(key, entry, move |shard, key, with| match with {
             Resume::Hashed(outcome) => next(shard, key, outcome),
             Resume::Answer(_) | Resume::Outcome(_) => shard.error(key, ErrorCode::Internal, "Internal error"),
         });
@@ -112,8 +120,13 @@ impl Shard {
         Ticket { shard: self.id, token: token(key, self.clients.session(key).id) }
     }
 
-    fn wait(&mut self, key: SessionKey, next: impl FnOnce(&mut Self, SessionKey, Resume) + 'static) {
-        let waiting = Waiting { next: Box::new(next), request: self.request };
+    /// Makes the request at hand, which comes from `handler`, one that waits.
+    fn entry(&mut self, key: SessionKey, handler: &'static Site, site: &'static Site) -> Entry {
+        tasks::request(self.clients.session(key).id.0, handler, site)
+    }
+
+    fn wait(&mut self, key: SessionKey, entry: Entry, next: impl FnOnce(&mut Self, SessionKey, Resume) + 'static) {
+        let waiting = Waiting { next: Box::new(next), request: self.request, entry };
         self.clients.session(key).flight = Flight::Waiting(Box::new(waiting));
     }
 

@@ -12,6 +12,7 @@ use super::{Continuation, Person};
 use crate::ids::{ChannelId, InviteId, MessageId, SessionId, UserId};
 use crate::limits::KEYS_ASKED_REMEMBERED;
 use crate::net::Admission;
+use crate::profile::tasks::Entry;
 use crate::store::{Actor, FLAG_ADMIN, Name, Participant, Viewer};
 use crate::wire::ErrorCode;
 use crate::wire::frame::PeerVersion;
@@ -92,8 +93,8 @@ pub struct Posts(VecDeque<Post>);
 
 #[derive(Debug)]
 enum Post {
-    /// On its way to the writer.
-    UnderWay(Request),
+    /// On its way to the writer, and seen there by profiles.
+    UnderWay(Request, Entry),
     /// Refused before it could get there.
     Refused(RefusedPost),
 }
@@ -117,8 +118,8 @@ impl Posts {
         self.0.len()
     }
 
-    pub fn submitted(&mut self, request: Request) {
-        self.0.push_back(Post::UnderWay(request));
+    pub fn submitted(&mut self, request: Request, entry: Entry) {
+        self.0.push_back(Post::UnderWay(request, entry));
     }
 
     pub fn refuse(&mut self, code: ErrorCode, text: &str) {
@@ -128,7 +129,10 @@ impl Posts {
     /// The oldest post came back from the writer.
     pub fn came_back(&mut self) -> Option<Request> {
         match self.0.pop_front() {
-            Some(Post::UnderWay(request)) => Some(request),
+            Some(Post::UnderWay(request, entry)) => {
+                drop(entry);
+                Some(request)
+            }
             _ => None,
         }
     }
@@ -150,6 +154,8 @@ impl Posts {
 pub struct Waiting {
     pub next: Continuation,
     pub request: Request,
+    /// By which profiles see what it waits for.
+    pub entry: Entry,
 }
 
 impl std::fmt::Debug for Waiting {

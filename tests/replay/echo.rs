@@ -18,7 +18,7 @@ pub fn serve(script: Script) -> (SocketAddr, JoinHandle<Vec<String>>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     let echo = Echo { listener, conns: BTreeMap::new(), introduced: BTreeSet::new(), faults: Vec::new() };
-    let thread = std::thread::Builder::new().name("echo".into()).spawn(move || echo.play(&script)).unwrap();
+    let thread = superchat::supervise::spawn("echo", move || echo.play(&script)).unwrap();
     (address, thread)
 }
 

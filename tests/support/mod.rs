@@ -19,6 +19,7 @@
 pub mod client;
 pub mod clock;
 pub mod host;
+pub mod http;
 pub mod link;
 pub mod server;
 
@@ -28,3 +29,13 @@ pub use {
     link::{Incoming, Link, Received},
     server::{Server, Settings},
 };
+
+/// Threads of this process, beside its first, whose name begins like that.
+pub fn threads_named(prefix: &str) -> usize {
+    let first = std::process::id().to_string();
+    let tasks = std::fs::read_dir("/proc/self/task").expect("proc is mounted").map(|task| task.unwrap());
+    let names = tasks
+        .filter(|task| task.file_name() != *first)
+        .filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+    names.filter(|name| name.starts_with(prefix)).count()
+}

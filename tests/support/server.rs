@@ -23,6 +23,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 /// What a server is started with: its configuration file, further flags, environment.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    program: PathBuf,
     sections: BTreeMap<String, BTreeMap<String, Value>>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
@@ -31,7 +32,8 @@ pub struct Settings {
 impl Settings {
     /// Everything beside the chat port is off, so that any number of servers run side by side.
     pub fn new() -> Self {
-        Self { sections: BTreeMap::new(), arguments: Vec::new(), environment: Vec::new() }
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_scd"));
+        Self { program, sections: BTreeMap::new(), arguments: Vec::new(), environment: Vec::new() }
             .set("server", "ssh_port", 0)
             .set("server", "http_port", 0)
             .set("admin", "metrics_listen", "off")
@@ -50,6 +52,13 @@ impl Settings {
     #[must_use]
     pub fn admins(self, nicknames: &[&str]) -> Self {
         self.set("server", "admin_users", json!(nicknames))
+    }
+
+    /// Another binary than the one that was built for the tests.
+    #[must_use]
+    pub fn program(mut self, program: PathBuf) -> Self {
+        self.program = program;
+        self
     }
 
     /// A further flag of the command line.
@@ -242,14 +251,14 @@ impl Server {
     fn program(&self) -> Command {
         const HANDED_OVER: &str =
             r#"exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=chat exec "$0" "$@""#;
-        let scd = env!("CARGO_BIN_EXE_scd");
+        let scd = &self.settings.program;
         let Some(socket) = &self.socket else {
             let mut command = Command::new(scd);
             command.stdin(Stdio::null());
             return command;
         };
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", HANDED_OVER, scd]).stdin(OwnedFd::from(socket.try_clone().unwrap()));
+        command.args(["-c", HANDED_OVER]).arg(scd).stdin(OwnedFd::from(socket.try_clone().unwrap()));
         command
     }
 

@@ -51,6 +51,8 @@ use self::visitors::SessionIds;
 use self::writer::{Inputs, Job, Order, Task, Writer};
 use super::{Busy, Channel, Deliver, Query, Store, Submission, Ticket};
 use crate::limits::{READER_QUEUE_MAX, WRITER_QUEUE_MAX};
+use crate::profile::tasks::site;
+use crate::supervise;
 
 /// The time, as the store asks for it.
 pub trait Clock: Send + Sync {
@@ -180,8 +182,8 @@ impl SqliteStore {
         let (ending, ended) = sync_channel(0);
         let (maintenance, stop) = sync_channel(0);
         let store = Self {
-            writes: Arc::new(Queue::new(WRITER_QUEUE_MAX)),
-            reads: Arc::new(Queue::new(READER_QUEUE_MAX)),
+            writes: Arc::new(Queue::new(WRITER_QUEUE_MAX, site!("wait for the writer"))),
+            reads: Arc::new(Queue::new(READER_QUEUE_MAX, site!("wait for the read pool"))),
             writer_alive: Arc::new(AtomicBool::new(true)),
             threads: Mutex::new(Threads { handles: Vec::new(), ended, maintenance: Some(maintenance) }),
         };
@@ -233,7 +235,7 @@ impl SqliteStore {
         ending: SyncSender<()>,
         run: impl FnOnce() + Send + 'static,
     ) -> Result<(), StartError> {
-        let thread = std::thread::Builder::new().name(name.clone()).spawn(move || {
+        let thread = supervise::spawn(&name, move || {
             let _ending = ending;
             run();
         });

@@ -4,9 +4,11 @@
 //! is what makes one commit serve many authors.
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::profile::tasks::Site;
+use crate::profile::waits::{self, Begun, Mutex};
 use crate::store::Busy;
 
 /// Places above the bound that only the server's own work may take: a probe must get through when clients fill the queue.
@@ -16,11 +18,18 @@ pub(super) struct Queue<T> {
     state: Mutex<State<T>>,
     filled: Condvar,
     capacity: usize,
+    /// Where profiles see the items wait.
+    site: &'static Site,
 }
 
 struct State<T> {
-    items: VecDeque<T>,
+    items: VecDeque<Item<T>>,
     closed: bool,
+}
+
+struct Item<T> {
+    item: T,
+    waiting: Option<Box<Begun>>,
 }
 
 /// What a taker found.
@@ -34,8 +43,9 @@ pub(super) enum Taken {
 }
 
 impl<T> Queue<T> {
-    pub(super) fn new(capacity: usize) -> Self {
-        Self { state: Mutex::new(State { items: VecDeque::new(), closed: false }), filled: Condvar::new(), capacity }
+    pub(super) fn new(capacity: usize, site: &'static Site) -> Self {
+        let state = State { items: VecDeque::new(), closed: false };
+        Self { state: Mutex::new(state), filled: Condvar::new(), capacity, site }
     }
 
     pub(super) fn push(&self, item: T) -> Result<(), Busy> {
@@ -48,11 +58,12 @@ impl<T> Queue<T> {
     }
 
     fn push_below(&self, bound: usize, item: T) -> Result<(), Busy> {
+        let waiting = waits::begin(self.site);
         let mut state = self.lock();
         if state.closed || state.items.len() >= bound {
             return Err(Busy);
         }
-        state.items.push_back(item);
+        state.items.push_back(Item { item, waiting });
         drop(state);
         self.filled.notify_one();
         Ok(())
@@ -64,12 +75,19 @@ impl<T> Queue<T> {
         let (mut state, _) =
             self.filled.wait_timeout_while(self.lock(), patience, is_idle).unwrap_or_else(PoisonError::into_inner);
         let count = state.items.len().min(max);
-        into.extend(state.items.drain(..count));
-        match count {
+        let mut waited = Vec::new();
+        into.extend(state.items.drain(..count).map(|Item { item, waiting }| {
+            waited.extend(waiting);
+            item
+        }));
+        let taken = match count {
             0 if state.closed => Taken::Closed,
             0 => Taken::Nothing,
             _ => Taken::Items,
-        }
+        };
+        drop(state);
+        waited.into_iter().for_each(|waiting| waits::end(Some(waiting)));
+        taken
     }
 
     pub(super) fn len(&self) -> usize {
@@ -84,17 +102,19 @@ impl<T> Queue<T> {
 
     /// No code of ours panics while it holds the lock, so a poisoned state is a whole one.
     fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::profile::Frame;
+    use crate::profile::tasks::{place, site};
 
     #[test]
     fn a_full_queue_refuses_clients_but_not_the_servers_own_work() {
-        let queue = Queue::new(2);
+        let queue = Queue::new(2, place!());
         assert_eq!([queue.push(1), queue.push(2), queue.push(3)], [Ok(()), Ok(()), Err(Busy)]);
         assert_eq!(queue.push_reserved(4), Ok(()));
         let mut taken = Vec::new();
@@ -104,7 +124,7 @@ mod tests {
 
     #[test]
     fn items_leave_in_order_and_in_bounded_batches() {
-        let queue = Queue::new(10);
+        let queue = Queue::new(10, place!());
         (0..5).for_each(|item| queue.push(item).unwrap());
         let mut taken = Vec::new();
         assert_eq!(queue.take(3, Duration::ZERO, &mut taken), Taken::Items);
@@ -113,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_closed_queue_hands_out_what_it_holds_and_takes_nothing_more() {
-        let queue = Queue::new(10);
+        let queue = Queue::new(10, place!());
         queue.push(1).unwrap();
         queue.close();
         assert_eq!(queue.push(2), Err(Busy));
@@ -124,7 +144,25 @@ mod tests {
     }
 
     #[test]
+    fn time_in_the_queue_is_a_wait_and_time_without_work_is_none() {
+        let site = site!("wait to be taken");
+        let queue = Queue::new(2, site);
+        waits::set_block_rate(1);
+        queue.take(1, Duration::from_millis(1), &mut Vec::new());
+        assert_eq!(waits::block_count(), 0);
+        assert_eq!([queue.push(1), queue.push(2), queue.push(3)], [Ok(()), Ok(()), Err(Busy)]);
+        assert_eq!(waits::block_count(), 0, "they wait still");
+        queue.take(3, Duration::ZERO, &mut Vec::new());
+        let profile = waits::block_profile();
+        let waited = profile.samples.iter().map(|sample| {
+            assert_eq!(sample.stack[..2], [Frame::Name("wait to be taken"), Frame::Place(&site.place)]);
+            sample.values[0]
+        });
+        assert_eq!(waited.sum::<i64>(), 2, "who was refused did not wait");
+    }
+
+    #[test]
     fn an_idle_queue_gives_up_in_time() {
-        assert_eq!(Queue::<u8>::new(1).take(1, Duration::ZERO, &mut Vec::new()), Taken::Nothing);
+        assert_eq!(Queue::<u8>::new(1, place!()).take(1, Duration::ZERO, &mut Vec::new()), Taken::Nothing);
     }
 }

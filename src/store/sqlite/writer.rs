@@ -449,6 +449,7 @@ mod tests {
 
     use super::*;
     use crate::ids::{ChannelId, SessionId};
+    use crate::profile::tasks::place;
     use crate::store::sqlite::open::{OpenOptions, open};
     use crate::store::sqlite::seeds::{default_seeds, insert_seeds};
     use crate::store::{Answer, Ticket};
@@ -496,7 +497,7 @@ mod tests {
         let delivered = Arc::new(Delivered::default());
         let inputs = Inputs {
             checkpoints: Checkpoints::Own,
-            queue: Arc::new(Queue::new(1)),
+            queue: Arc::new(Queue::new(1, place!())),
             channels: Vec::new(),
             sessions: SessionIds::NONE,
             deliver: delivered.clone(),
