@@ -75,7 +75,7 @@ needs_go() {
     fi
     (
         export GOCACHE="$PWD/target/tools/go-cache" GOTOOLCHAIN=local GOPROXY=off CGO_ENABLED=0
-        go tool -n pprof >/dev/null
+        go tool pprof -h >/dev/null 2>&1 || true
     )
     needs dot graphviz
 }
