@@ -75,7 +75,7 @@ needs_go() {
     fi
     (
         export GOCACHE="$PWD/target/tools/go-cache" GOTOOLCHAIN=local GOPROXY=off CGO_ENABLED=0
-        go tool -n pprof >/dev/null
+        go tool pprof -h >/dev/null 2>&1 || true
     )
     needs dot graphviz
 }
@@ -104,8 +104,12 @@ step() {
 # Five minutes of profiling under full load, beside steps that are in no hurry.
 begin_profile_stress() {
     cargo test --locked --test profile_stress --no-run
+    # A process group of its own, so that it ends with a check that fails.
+    set -m
     SCD_PROFILE_STRESS_SECONDS=300 cargo test --locked --test profile_stress -- --nocapture >target/profile-stress.log 2>&1 &
+    set +m
     profile_stress=$!
+    trap 'kill -- "-$profile_stress" 2>/dev/null || true' EXIT
 }
 
 end_profile_stress() {

@@ -99,8 +99,9 @@ impl Pool {
 
 impl Passwords for Pool {
     fn submit(&self, ticket: Ticket, job: HashJob) -> Result<(), Busy> {
-        let jobs = self.jobs.lock();
+        // Before the lock, whose own wait is not to be part of anybody else's.
         let waiting = waits::begin(site!("wait for the password pool"));
+        let jobs = self.jobs.lock();
         jobs.as_ref().ok_or(Busy)?.try_send(Job { ticket, job, waiting }).map_err(|_| Busy)
     }
 }

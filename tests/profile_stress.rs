@@ -47,7 +47,10 @@ const READERS: [&[&str]; 3] = [
 #[test]
 fn profiled_all_the_time_under_full_load_it_goes_on_and_loses_no_message() {
     process::raise_descriptor_limit().unwrap();
-    let mut server = Server::start(Settings::new().set("admin", "profile_listen", "127.0.0.1:0"));
+    // Subscribers only listen, which for longer than two minutes would be too long.
+    let settings =
+        Settings::new().set("admin", "profile_listen", "127.0.0.1:0").set("limits", "session_timeout_seconds", 0);
+    let mut server = Server::start(settings);
     let profiles = told_port(&server);
     record_waits(profiles);
     let ends = clock::now() + seconds();

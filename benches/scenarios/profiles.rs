@@ -18,14 +18,18 @@ const CPU_COST_PERCENT_MAX: f64 = 2.0;
 /// Longer than a trial of `seconds`, which ends with its last deliveries.
 const SPARE_SECONDS: u64 = 1;
 
+/// Subscribers only listen, and each of the two servers waits for the other's turns: in long runs for longer than a silent
+/// session may live.
+const SILENCE: (&str, &str) = ("SUPERCHAT_LIMITS_SESSION_TIMEOUT_SECONDS", "0");
+
 /// The server as it is, one that takes no samples of allocations, and the first with CPU samples: in turns, so that a
 /// machine that gets slower does so for all of them.
 pub(crate) fn run(options: &Options) -> Result<Report> {
     let mut report = Report::new("profiles");
     let (home, bare_home) = (Home::new()?, Home::new()?);
     let port = free_address()?;
-    let sampling = home.start_with(&[("SUPERCHAT_ADMIN_PROFILE_LISTEN", &port.to_string())])?;
-    let bare = bare_home.start_with(&[("_RJEM_MALLOC_CONF", "prof_active:false")])?;
+    let sampling = home.start_with(&[SILENCE, ("SUPERCHAT_ADMIN_PROFILE_LISTEN", &port.to_string())])?;
+    let bare = bare_home.start_with(&[SILENCE, ("_RJEM_MALLOC_CONF", "prof_active:false")])?;
     let mut audience = Audience::join(&sampling, options.subscribers.into())?;
     let mut bare_audience = Audience::join(&bare, options.subscribers.into())?;
     audience.flat(options).context("warming up")?;

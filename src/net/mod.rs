@@ -12,7 +12,7 @@ mod websocket;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 use ipnet::IpNet;
@@ -80,12 +80,8 @@ impl Gate {
 
     /// Other limits count for those who come from now on. Nobody who is in has to go.
     pub fn set_limits(&self, per_address_max: Option<u32>, total_max: Option<u32>, exempt: Vec<IpNet>) {
-        let mut open = self.lock();
+        let mut open = self.0.lock();
         (open.per_address_max, open.total_max, open.exempt) = (per_address_max, total_max, exempt);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Open> {
-        self.0.lock()
     }
 
     /// Takes a place for a connection.
@@ -94,7 +90,7 @@ impl Gate {
     /// [`Refusal`] when a limit is reached; no place is taken.
     pub fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Admission, Refusal> {
         let address = address.to_canonical();
-        let mut open = self.lock();
+        let mut open = self.0.lock();
         let exempt = open.exempt.iter().any(|network| network.contains(&address));
         if open.total_max.is_some_and(|max| open.total >= max) {
             return Err(Refusal::ServerFull);
@@ -138,7 +134,7 @@ impl Admission {
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        let mut open = self.gate.lock();
+        let mut open = self.gate.0.lock();
         open.total -= 1;
         if !self.exempt
             && let Some(here) = open.by_address.get_mut(&self.address)
@@ -181,7 +177,7 @@ mod tests {
         gate.set_limits(Some(2), None, vec!["192.0.2.0/24".parse().unwrap()]);
         assert!(gate.admit(address).unwrap().is_exempt());
         drop((inside, second));
-        let open = gate.lock();
+        let open = gate.0.lock();
         assert_eq!((open.total, open.by_address.len()), (0, 0), "each is counted out as it was counted in");
     }
 }

@@ -11,7 +11,7 @@ use foldhash::fast::RandomState;
 
 use super::Place;
 
-/// A place in the source under its number. Made by [`place!`](place) and [`site!`](site), once for each use of them, and
+/// A place in the source under its number. Made by `place!` and `site!`, once for each use of them, and
 /// kept until the process ends.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Site {

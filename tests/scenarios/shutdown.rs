@@ -20,8 +20,9 @@ fn assert_told(client: &mut Client) {
     assert!(last.iter().all(|frame| frame.fields.get("online") != Some(&json!(false))), "nobody hears of the others");
 }
 
-/// A client that asks for much and reads nothing, so that its connection is full.
-fn stuffed(server: &Server) -> Link {
+/// A client that asks for much and reads nothing, so that its connection is full. With it comes who wrote all that: should
+/// the author leave, others might hear of it at any time.
+fn stuffed(server: &Server) -> (Link, Client) {
     let mut author = server.client_named("author");
     let noise: Vec<u8> = (0..4096).map(|_| rand::random::<u8>() | 0x80).collect();
     (0..200).for_each(|_| drop(author.ask(post(&noise), "MESSAGE_POSTED")));
@@ -29,7 +30,7 @@ fn stuffed(server: &Server) -> Link {
     let list = json!({ "channel_id": "2", "subchannel_id": null, "limit": 200, "before_id": null, "parent_id": null,
         "after_id": null });
     link.send(&bytes("LIST_MESSAGES", list).repeat(100)).unwrap();
-    link
+    (link, author)
 }
 
 #[test]

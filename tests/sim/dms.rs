@@ -360,6 +360,10 @@ impl Told {
         })
     }
 
+    pub fn is_leaving(&self) -> bool {
+        matches!(self, Self::Left { .. })
+    }
+
     fn ready(channel: ChannelId, other: &DmSide) -> Self {
         let (user, nickname) = (other.who.user, other.who.nickname.to_vec());
         Self::Ready { channel, other: user, nickname, key: other.key }

@@ -109,6 +109,8 @@ struct Host {
     /// Outcomes applied so far, and those of them that were before the last flush.
     applied: usize,
     applied_at_flush: usize,
+    /// It has begun to say goodbye, and tells nobody any more of others who go.
+    is_stopping: bool,
 }
 
 pub struct World {
@@ -216,8 +218,13 @@ impl World {
             stopwatch: || 0,
             now,
         };
-        let host =
-            |id| Host { shard: Shard::new(parts(id)), sessions: BTreeMap::new(), applied: 0, applied_at_flush: 0 };
+        let host = |id| Host {
+            shard: Shard::new(parts(id)),
+            sessions: BTreeMap::new(),
+            applied: 0,
+            applied_at_flush: 0,
+            is_stopping: false,
+        };
         Self {
             hosts: (0..plan.shards).map(host).collect(),
             random,
@@ -560,7 +567,10 @@ impl World {
                     let answer = Answer::Dm { found: Some(found), has_key };
                     self.hosts[host].shard.apply(ShardEvent::Answered { token, answer });
                 }
-                event => self.hosts[host].shard.apply(event),
+                event => {
+                    self.hosts[host].is_stopping |= matches!(event, ShardEvent::Stop { .. });
+                    self.hosts[host].shard.apply(event);
+                }
             }
         }
         Ok(())
@@ -587,7 +597,7 @@ impl World {
         let phantom = self.strikes(Sabotage::PhantomFrames);
         let asker = outcome.ticket.filter(|ticket| ticket.shard == host).map(|ticket| SessionId(ticket.token >> 32));
         let Self { hosts, links, facts, .. } = self;
-        let Host { shard, applied, .. } = &hosts[host];
+        let Host { shard, applied, is_stopping, .. } = &hosts[host];
         for link in links.values_mut().filter(|link| link.host == host) {
             let Some(session) = live(shard, link) else { continue };
             let owed = owed(session, event, facts);
@@ -595,7 +605,8 @@ impl World {
             let is_foreign = place.is_some_and(|place| !facts.may_be_in(place, session.viewer(), *applied, *applied));
             ensure!(!is_foreign, Rule::NoLeak, "{} listens to the foreign {place:?}", session.id);
             let is_asker = asker == Some(session.id);
-            let about_dms = dms::owed(session, event, is_asker).into_iter().map(Owed::Dm);
+            let about_dms = dms::owed(session, event, is_asker).into_iter();
+            let about_dms = about_dms.filter(|told| !is_stopping || !told.is_leaving()).map(Owed::Dm);
             link.view.owed.extend(dms::answer(event).filter(|_| is_asker).map(Owed::Answer));
             link.view.owed.extend(owed.clone());
             link.view.owed.extend(owed.filter(|_| phantom));

@@ -124,7 +124,8 @@ impl ProfileServer {
             posts: POSTS,
             limits,
         };
-        let site = Site { token, recording: Mutex::default() };
+        let is_remote = !listen.ip().to_canonical().is_loopback();
+        let site = Site { token, is_remote, recording: Mutex::default() };
         let server = Guard::start(guarded, Box::new(move |request| site.answer(request)), metrics)?;
         tracing::info!("Profile server listening on :{} (/debug/pprof/) - INTERNAL ONLY", server.address().port());
         Ok(Self(server))
@@ -164,6 +165,8 @@ impl Trouble {
 
 struct Site {
     token: BearerToken,
+    /// Others than this machine reach the port: without a token, which a reload may take away, it serves nobody.
+    is_remote: bool,
     /// Names of the profiles of which a difference is being taken.
     recording: Mutex<Vec<&'static str>>,
 }
@@ -173,6 +176,9 @@ impl Site {
         let Some(route) = ROUTES.iter().find(|route| route.path == request.path()) else {
             return Trouble { status: 404, line: "Unknown profile".to_owned() }.answer("other");
         };
+        if self.is_remote && !self.token.is_set() {
+            return Trouble { status: 403, line: "metrics_token is not set".to_owned() }.answer(route.path);
+        }
         let checked = self.token.check_with_password(route.path, request);
         match checked.map(|()| (route.answer)(self, route, request)) {
             Ok(Ok(answer)) | Err(answer) => answer,
