@@ -17,6 +17,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use superchat::admin::health::Health;
 use superchat::ids::{ChannelId, SessionId};
 use superchat::metrics::{BuildInfo, Metrics, MetricsOptions};
+use superchat::net::stream::Socket;
 use superchat::net::{Gate, tcp};
 use superchat::passwords::{HashJob, Passwords};
 use superchat::profile::tasks::{self, Doing, Kind, TaskInfo};
@@ -96,7 +97,8 @@ impl Server {
         stream.set_nonblocking(true).unwrap();
         self.sessions += 1;
         let admission = self.gate.admit(peer.ip()).unwrap();
-        let accepted = Accepted { stream, peer, session: SessionId(self.sessions), admission };
+        let stream = Socket::Tcp(stream);
+        let accepted = Accepted { stream, peer, session: SessionId(self.sessions), admission, login: None };
         let shard = usize::try_from(self.sessions).unwrap() % SHARDS;
         self.bus.send(shard, ShardEvent::Accepted(Box::new(accepted)));
         client

@@ -32,6 +32,7 @@ use tracing::{debug, error, warn};
 use super::door::Door;
 use super::{Gate, websocket};
 use crate::clock;
+use crate::profile::tasks::{self, place};
 use crate::supervise;
 
 /// The port's name in metrics.
@@ -116,7 +117,8 @@ impl HttpServer {
             let run = || {
                 let mut runtime = tokio::runtime::Builder::new_current_thread();
                 let runtime = runtime.enable_io().enable_time().build_local(Default::default())?;
-                runtime.block_on(run(&Rc::new(site), listener, &stopped))
+                let _watched = tasks::watch(runtime.handle().metrics());
+                runtime.block_on(tasks::root(place!(), run(&Rc::new(site), listener, &stopped)))
             };
             if let Err(trouble) = catch_unwind(AssertUnwindSafe(run)).unwrap_or(Err(io::ErrorKind::Other.into())) {
                 warn!(error = %trouble, "the public HTTP port ended");
@@ -160,7 +162,7 @@ async fn accept(site: &Rc<Site>, listener: TcpListener, conversations: &mut Join
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
-                conversations.spawn_local(serve(Rc::clone(site), stream, peer));
+                conversations.spawn_local(tasks::in_set(place!(), serve(Rc::clone(site), stream, peer)));
             }
             Err(error) => {
                 warn!(%error, "Accept error: {error}");

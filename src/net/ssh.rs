@@ -26,6 +26,7 @@ use super::door::Door;
 use super::ssh_login::{Login, Refused};
 use super::stream;
 use crate::metrics::Transport;
+use crate::profile::tasks::{self, place};
 use crate::shard::KeyLogin;
 use crate::supervise;
 
@@ -85,7 +86,10 @@ impl SshServer {
         let stop: Arc<[Notify; 2]> = Arc::default();
         let stopped = Arc::clone(&stop);
         let thread = supervise::spawn("scd-ssh", move || {
-            let run = || runtime.block_on(run(&site, listener, &stopped));
+            let run = || {
+                let _watched = tasks::watch(runtime.metrics());
+                runtime.block_on(tasks::root(place!(), run(&site, listener, &stopped)))
+            };
             if let Err(error) = catch_unwind(AssertUnwindSafe(run)).unwrap_or(Err(io::ErrorKind::Other.into())) {
                 warn!(%error, "the SSH port ended");
                 on_panic();
@@ -153,7 +157,7 @@ async fn accept(site: &Arc<Site>, listener: TcpListener, connections: &mut JoinS
             // Who is refused is not told why: the connection closes before anything is said (BEHAVIOUR.md 1.10).
             Ok((stream, peer)) => {
                 if let Ok(place) = site.door.admit(peer) {
-                    connections.spawn(serve(Arc::clone(site), stream, peer, place));
+                    connections.spawn(tasks::in_set(place!(), serve(Arc::clone(site), stream, peer, place)));
                 }
             }
             Err(error) => {
@@ -257,7 +261,7 @@ impl Visitor {
         let (session, bridged) = stream::pair().map_err(|_| ChannelOpenFailure::ResourceShortage)?;
         self.site.door.enter(bridged, self.peer, place, Transport::Ssh, Some(identity));
         let open = Open::new(&self.channels);
-        tokio::spawn(async move {
+        tasks::spawn(place!(), async move {
             let _open = open;
             carry(channel, session).await;
         });

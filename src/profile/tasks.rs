@@ -53,6 +53,11 @@ where
     tokio::spawn(tracked(Kind::Task, 0, place, future))
 }
 
+/// A future for a `JoinSet`, which spawns it. `place` is `place!()` in the caller.
+pub fn in_set<F: Future>(place: &'static Site, future: F) -> Tracked<F> {
+    tracked(Kind::Task, 0, place, future)
+}
+
 /// The future that a runtime is built for (`block_on`): seen as a task, though the runtime does not count it as one.
 pub fn root<F: Future>(place: &'static Site, future: F) -> Tracked<F> {
     tracked(Kind::Root, 0, place, future)

@@ -440,7 +440,7 @@ impl World {
         };
         let socket = Socket::new(pace, 50 + random.below(self.plan.socket_bytes_max));
         let version = if random.percent(50) { 2 } else { 1 };
-        let key = self.hosts[host].shard.connect(session, admission);
+        let key = self.hosts[host].shard.connect(session, admission, None);
         let mut link = Link::new(session, host, key, socket, version, Author::new(self.plan.filler_bytes_max));
         link.last_frame_at = self.now.mono;
         link
