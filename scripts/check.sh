@@ -84,6 +84,8 @@ needs_everything() {
     needs_compilers
     needs_delivery
     needs sqlite3 sqlite3
+    needs ssh openssh-client
+    needs chromium chromium
     needs unshare util-linux
     needs ps procps
     needs journalctl systemd

@@ -25,18 +25,20 @@ mod script;
 mod world;
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use deviations::Deviations;
-use player::{Stage, Way, play};
+use player::{Stage, play};
 use script::{Item, Script, What};
 use serde_json::json;
 use superchat::ids::ChannelId;
 use superchat::wire::client::ListChannels;
+use support::browser::Browser;
 use support::client::PATIENCE;
 use support::server::free_port;
-use support::{Client, Server, Settings};
+use support::{Client, Link, Server, Settings};
 
 /// Captures that cannot be replayed yet, with the reason.
 const WAITING: &[(&str, &str)] = &[
@@ -82,33 +84,48 @@ replays! {
     websocket_session
 }
 
-/// What visitors do looks the same through the browser's way in.
+/// What visitors do, whom no key has signed in.
+const VISITS: &[&str] =
+    &["anonymous_browse_and_post", "compression_version_2", "dm_plain_anonymous", "thread_replies_live"];
+
 #[test]
 fn captures_of_visitors_replay_over_websocket() {
-    for name in ["anonymous_browse_and_post", "compression_version_2", "dm_plain_anonymous", "thread_replies_live"] {
-        replay_over(name, Way::WebSocket);
-    }
+    VISITS.iter().for_each(|name| replay_by_web(name, &mut Link::connect_web));
+}
+
+/// The bytes of the captures go through a page in a real browser.
+#[test]
+fn captures_of_visitors_replay_from_a_browser() {
+    let mut browser = Browser::open();
+    let mut connect = |address| Ok(Link::connect_browser(&mut browser, address));
+    VISITS.iter().chain(&["websocket_session"]).for_each(|name| replay_by_web(name, &mut connect));
 }
 
 fn replay(name: &str) {
-    replay_over(name, if name == "websocket_session" { Way::WebSocket } else { Way::Tcp });
+    if name == "websocket_session" {
+        return replay_by_web(name, &mut Link::connect_web);
+    }
+    let (script, _) = rules::apply(script::load(name));
+    let server = Server::start(settings(&script));
+    let address = server.address();
+    perform(name, &script, server, &mut || Link::connect(address));
 }
 
-fn replay_over(name: &str, way: Way) {
+fn replay_by_web(name: &str, connect: &mut dyn FnMut(SocketAddr) -> io::Result<Link>) {
     let (script, _) = rules::apply(script::load(name));
-    let http_port = if way == Way::WebSocket { free_port() } else { 0 };
-    let mut server = Server::start(settings(&script).set("server", "http_port", http_port));
-    let address = match way {
-        Way::Tcp => server.address(),
-        Way::WebSocket => (Ipv4Addr::LOCALHOST, http_port).into(),
-    };
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+    let server = Server::start(settings(&script).set("server", "http_port", address.port()));
+    perform(name, &script, server, &mut || connect(address));
+}
+
+fn perform(name: &str, script: &Script, mut server: Server, connect: &mut dyn FnMut() -> io::Result<Link>) {
     let mut stopped = false;
     let found = {
         let mut stop = || {
             server.ask_to_stop();
             stopped = true;
         };
-        play(&script, Stage { address, way, patience: PATIENCE, stop: &mut stop })
+        play(script, Stage { connect, patience: PATIENCE, stop: &mut stop })
     };
     report(name, &found);
     let code = if stopped { server.wait().code() } else { server.stop() };
@@ -174,7 +191,8 @@ fn rules_needed_are_those_listed() {
 /// Plays `played` to a player who expects `expected`; both what the player and what the server noticed.
 fn rehearse(expected: &Script, played: Script, patience: Duration) -> (Vec<String>, Vec<String>) {
     let (address, thread) = echo::serve(played);
-    let found = play(expected, Stage { address, way: Way::Tcp, patience, stop: &mut || {} });
+    let mut connect = || Link::connect(address);
+    let found = play(expected, Stage { connect: &mut connect, patience, stop: &mut || {} });
     (found, thread.join().unwrap())
 }
 

@@ -6,6 +6,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -14,8 +15,9 @@ use std::time::Duration;
 use russh::keys::{PrivateKey, PublicKey};
 use russh::server::{self, Auth, ChannelOpenHandle, Config, Handler, Msg, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, MethodKind, MethodSet, Pty, SshId};
-use tokio::io::{AsyncWriteExt as _, copy_bidirectional_with_sizes};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy};
+use tokio::net::unix::OwnedReadHalf;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -46,11 +48,13 @@ const KEEPALIVES_MAX: usize = 3;
 /// What a client may send into a channel ahead of its session, and the messages that may wait for it.
 const WINDOW_BYTES: u32 = 128 * 1024;
 const WAITING_MAX: usize = 8;
-/// Of each direction of a session.
+/// Of what a session answers.
 const BUFFER_BYTES: usize = 8 * 1024;
 
 /// Pause after a failed accept, as without descriptors.
 const RETRY: Duration = Duration::from_millis(100);
+/// How long a client may take for one buffer. The session may have ended meanwhile, as that of a slow consumer.
+const STALLED: Duration = Duration::from_secs(60);
 /// How long a client may take to hear that its session has ended.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -269,15 +273,31 @@ impl Visitor {
     }
 }
 
-/// Both directions, until the session or the client has ended.
-async fn carry(channel: Channel<Msg>, mut session: tokio::net::UnixStream) {
-    let mut client = channel.into_stream();
-    let both = copy_bidirectional_with_sizes(&mut client, &mut session, BUFFER_BYTES, BUFFER_BYTES);
-    if let Err(error) = both.await {
+/// Both directions, until the session has ended and the client was told. A client that says nothing more is still answered.
+async fn carry(channel: Channel<Msg>, session: UnixStream) {
+    let (mut from_client, to_client) = tokio::io::split(channel.into_stream());
+    let (from_session, mut to_session) = session.into_split();
+    let inward = async {
+        let copied = copy(&mut from_client, &mut to_session).await;
+        copied.and(to_session.shutdown().await)
+    };
+    let (mut inward, mut outward) = (pin!(inward), pin!(carry_out(from_session, to_client)));
+    let ended = tokio::select! {
+        ended = &mut outward => ended,
+        Ok(()) = &mut inward => outward.await,
+    };
+    if let Err(error) = ended {
         debug!(%error, "an SSH session was cut");
     }
-    if timeout(FAREWELL, client.shutdown()).await.is_err() {
-        debug!("a client does not read its goodbye");
+}
+
+async fn carry_out(mut from_session: OwnedReadHalf, mut to_client: impl AsyncWrite + Unpin) -> io::Result<()> {
+    let mut bytes = [0; BUFFER_BYTES];
+    loop {
+        match from_session.read(&mut bytes).await? {
+            0 => return timeout(FAREWELL, to_client.shutdown()).await?,
+            count => timeout(STALLED, to_client.write_all(&bytes[..count])).await??,
+        }
     }
 }
 

@@ -97,10 +97,11 @@ impl WaysIn {
         let Listeners { chat, ssh, http } = listeners;
         let ports = [("Binary Protocol (TCP)", &chat), ("SSH", &ssh), ("WebSocket", &http)];
         let ports: Vec<_> = ports.iter().filter_map(|(name, at)| Some((*name, port(at.as_ref()?).ok()?))).collect();
+        // Nobody gets in before the host key turned out to be usable.
         let ways = Self {
-            chat: chat.map(|listener| start_chat(listener, inside)).transpose()?,
             ssh: ssh.map(|listener| start_ssh(listener, inside)).transpose()?,
             http: http.map(|listener| start_http(listener, inside)).transpose()?,
+            chat: chat.map(|listener| start_chat(listener, inside)).transpose()?,
         };
         info!("Available connection methods:");
         for (name, port) in ports {

@@ -1,7 +1,7 @@
 //! Plays a script against a server and compares what comes with what should.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::io;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -24,17 +24,10 @@ const DIFFERENCES_MAX: usize = 20;
 /// Times of requests below can only be seconds (BEHAVIOUR.md 7).
 const SECONDS_BELOW: i64 = 100_000_000_000;
 
-/// By which way to come in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    Tcp,
-    WebSocket,
-}
-
 /// Where to play, and how.
 pub struct Stage<'s> {
-    pub address: SocketAddr,
-    pub way: Way,
+    /// Opens a connection.
+    pub connect: &'s mut dyn FnMut() -> io::Result<Link>,
     /// How long an expected frame may take.
     pub patience: Duration,
     /// Does what makes the server stop.
@@ -138,11 +131,7 @@ impl Player<'_> {
     fn open(&mut self, step: &Item) {
         let recorded_pause = Duration::from_secs_f64((step.t_ms - self.last_t_ms).max(0.0) / 1000.0);
         std::thread::sleep(recorded_pause.min(TICK));
-        let connected = match self.stage.way {
-            Way::Tcp => Link::connect(self.stage.address),
-            Way::WebSocket => Link::connect_web(self.stage.address),
-        };
-        match connected {
+        match (self.stage.connect)() {
             Ok(link) => {
                 let conn = Conn {
                     link,

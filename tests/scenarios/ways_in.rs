@@ -6,14 +6,18 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use superchat::ids::{ChannelId, InviteId};
 use superchat::wire::client::{
-    AddSshKey, ChangePassword, DeleteSshKey, JoinChannel, ListSshKeys, SetNickname, SubscribeChannel, UpdateSshKeyLabel,
+    AddSshKey, ChangePassword, DeleteMessage, DeleteSshKey, EditMessage, JoinChannel, ListSshKeys, RegisterUser,
+    SetNickname, SubscribeChannel, UpdateSshKeyLabel,
 };
 use superchat::wire::codec::Bounded;
 
 use super::connections::{FORUM, newest, post};
+use super::dms::{allow, start_dm};
 use super::steps;
+use crate::support::browser::Browser;
 use crate::support::client::PATIENCE;
 use crate::support::server::free_port;
 use crate::support::{Client, Incoming, Link, Server, Settings};
@@ -47,7 +51,8 @@ impl Doors {
     /// A fresh key pair; the path of the private half.
     fn key(&self, name: &str) -> PathBuf {
         let path = self.server.home().join(name);
-        let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"]).arg(&path).status();
+        let made =
+            Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"]).arg(&path).status();
         assert!(made.expect("apt-get install openssh-client").success());
         path
     }
@@ -95,6 +100,67 @@ fn all_ways_lead_to_the_same_room() {
             let heard = client.expect_matching("NEW_MESSAGE", |message| message["content"] == format!("from {author}"));
             assert!(text(&heard["author_nickname"]).ends_with(["tcp", "web", "ssh"][author]), "{heard:?}");
         }
+    }
+}
+
+/// Two accounts and what they do of a day: threads, edits, a channel of one's own, a conversation, mistakes.
+fn spend_a_day([ann, bob]: &mut [Client; 2]) {
+    let yard = steps::created(ann, "yard");
+    for client in [&mut *ann, &mut *bob] {
+        steps::join(client, yard);
+        steps::subscribe(client, yard);
+    }
+    let root = steps::posted(ann, steps::post(yard, b"who is there?"));
+    assert_eq!(bob.expect_broadcast("NEW_MESSAGE")["content"], "who is there?");
+    steps::follow(ann, root);
+    let reply = steps::posted(bob, steps::reply(yard, root, &[b'x'; 3000]));
+    ann.expect_matching("NEW_MESSAGE", |message| message["message_id"] == reply.0.to_string());
+    let edit = EditMessage { message_id: root, new_content: Bounded(b"anybody there?") };
+    assert_eq!(ann.ask(edit, "MESSAGE_EDITED")["success"], true);
+    assert_eq!(bob.expect_broadcast("MESSAGE_EDITED")["new_content"], "anybody there?");
+    assert_eq!(bob.ask(DeleteMessage { message_id: reply }, "MESSAGE_DELETED")["success"], true);
+    ann.expect_broadcast("MESSAGE_DELETED");
+    assert_eq!(steps::column(bob, steps::roots(yard), "reply_count"), [0]);
+
+    let pending = ann.ask(start_dm("bob", true), "DM_PENDING");
+    let invite = InviteId(steps::number(&pending["dm_channel_id"]));
+    bob.expect_broadcast("DM_REQUEST");
+    let ready = bob.ask(allow(invite), "DM_READY");
+    ann.expect_broadcast("DM_READY");
+    let room = ChannelId(steps::number(&ready["channel_id"]));
+    for client in [&mut *ann, &mut *bob] {
+        steps::join(client, room);
+        steps::subscribe(client, room);
+    }
+    steps::posted(bob, steps::post(room, b"between us"));
+    ann.expect_matching("NEW_MESSAGE", |message| message["content"] == "between us");
+
+    ann.send_raw(&steps::frame(0x0A, b"no post"));
+    ann.expect_error(1000);
+    ann.send_raw(&[0, 0, 0, 1, 2]);
+    let last = ann.expect_close();
+    assert_eq!(last.last().map(|frame| &frame.fields["reason"]), Some(&"Protocol violation".into()), "{last:?}");
+    bob.expect_matching("SERVER_PRESENCE", |seen| seen["nickname"] == "ann" && seen["online"] == false);
+}
+
+#[test]
+fn a_day_is_the_same_by_every_way() {
+    let register = |mut client: Client, name: &str| {
+        client.ask(SetNickname { nickname: Bounded(name.as_bytes()) }, "NICKNAME_RESPONSE");
+        let secret = steps::secret(name);
+        client.ask(RegisterUser { password_hash: secret.as_bytes() }, "REGISTER_RESPONSE");
+        client
+    };
+    let mut browser = Browser::open();
+    let ways: [&mut dyn FnMut(&Doors, &str) -> Client; 4] = [
+        &mut |doors, name| register(Client::connect(doors.server.address()), name),
+        &mut |doors, name| register(doors.by_web(), name),
+        &mut |doors, name| register(Client::over(Link::connect_browser(&mut browser, doors.web)), name),
+        &mut |doors, name| doors.by_ssh(name, &doors.key(name)),
+    ];
+    for way in ways {
+        let doors = Doors::open(Settings::new());
+        spend_a_day(&mut ["ann", "bob"].map(|name| way(&doors, name)));
     }
 }
 
@@ -237,8 +303,11 @@ fn ssh_says_its_name_first_and_waits_ten_seconds_at_most() {
 
 #[test]
 fn the_limit_of_an_address_counts_all_ways_together() {
-    let doors =
-        Doors::open(Settings::new().set("limits", "max_connections_per_ip", 2).set("limits", "exempt_networks", Vec::<&str>::new()));
+    let doors = Doors::open(Settings::new().set("limits", "max_connections_per_ip", 2).set(
+        "limits",
+        "exempt_networks",
+        Vec::<&str>::new(),
+    ));
     let (_first, _second) = (doors.server.client(), doors.by_web());
     let mut third = Client::over(Link::connect_web(doors.web).unwrap());
     assert_eq!(third.expect_error(5003), "Too many connections from your address");
@@ -336,12 +405,25 @@ fn servers_json_is_what_the_web_site_reads() {
     let body: Value = serde_json::from_str(body).unwrap();
     assert_eq!((&body["count"], &body["servers"][0]["Name"]), (&Value::from(1), &Value::from("Ours")));
     let keys: Vec<_> = body["servers"][0].as_object().unwrap().keys().cloned().collect();
-    let expected =
-        ["ChannelCount", "Description", "Hostname", "IsPublic", "MaxUsers", "Name", "Port", "UptimeSeconds", "UserCount"];
+    let expected = [
+        "ChannelCount",
+        "Description",
+        "Hostname",
+        "IsPublic",
+        "MaxUsers",
+        "Name",
+        "Port",
+        "UptimeSeconds",
+        "UserCount",
+    ];
     assert_eq!(keys, expected);
 
     assert!(doors.get("/anything").starts_with("HTTP/1.1 404"));
-    assert!(doors.http("POST /ws HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").starts_with("HTTP/1.1 405"));
+    assert!(
+        doors
+            .http("POST /ws HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            .starts_with("HTTP/1.1 405")
+    );
     let closed = Doors::open(Settings::new().set("discovery", "directory_enabled", false));
     assert!(closed.get("/servers.json").starts_with("HTTP/1.1 404"));
 }
@@ -370,4 +452,40 @@ fn greedy_and_slow_http_clients_cost_nobody_else_anything() {
         answer.starts_with("HTTP/1.1 200").then_some(())
     });
     assert!(answered.is_some(), "the port serves again once they are gone");
+}
+
+#[test]
+fn a_page_in_a_browser_talks_with_everybody() {
+    let mut doors = Doors::open(Settings::new());
+    let mut browser = Browser::open();
+    let mut page = browser.talk(doors.web);
+    assert_eq!(page.hear("SERVER_CONFIG")["protocol_version"], 2);
+    page.ask("SET_NICKNAME", json!({ "nickname": "page" }), "NICKNAME_RESPONSE");
+    let listed = page.ask("LIST_CHANNELS", json!({ "from_channel_id": 0, "limit": 0 }), "CHANNEL_LIST");
+    assert_eq!(listed["channels"].as_array().unwrap().len(), 5);
+    let forum = json!({ "channel_id": FORUM.0 });
+    assert_eq!(page.ask("JOIN_CHANNEL", forum.clone(), "JOIN_RESPONSE")["success"], true);
+    page.ask("SUBSCRIBE_CHANNEL", forum.clone(), "SUBSCRIBE_OK");
+
+    let mut tcp = doors.server.client_named("tcp");
+    subscribe(&mut tcp);
+    let words = json!({ "channel_id": FORUM.0, "content": "Grüße aus dem Browser 🌍" });
+    let posted = page.ask("POST_MESSAGE", words.clone(), "MESSAGE_POSTED");
+    let heard = tcp.expect_broadcast("NEW_MESSAGE");
+    assert_eq!((&heard["message_id"], &heard["content"]), (&posted["message_id"], &words["content"]));
+
+    // Long enough to be compressed for whoever understands that.
+    let long = "a long line, ".repeat(200);
+    tcp.ask(post(long.as_bytes()), "MESSAGE_POSTED");
+    let heard = std::iter::repeat_with(|| page.hear("NEW_MESSAGE")).find(|message| message["content"] == long.as_str());
+    assert_eq!(heard.unwrap()["author_nickname"], "~tcp");
+    let root = json!({ "channel_id": FORUM.0, "parent_id": posted["message_id"], "content": "and an answer" });
+    page.ask("POST_MESSAGE", root, "MESSAGE_POSTED");
+    let roots = page.ask("LIST_MESSAGES", json!({ "channel_id": FORUM.0, "limit": 50 }), "MESSAGE_LIST");
+    let roots = roots["messages"].as_array().unwrap();
+    assert_eq!(roots.iter().map(|root| &root["reply_count"]).collect::<Vec<_>>(), [&json!(0), &json!(1)]);
+    assert_eq!(page.ask("PING", json!({ "timestamp": "7" }), "PONG")["timestamp"], "7");
+
+    assert_eq!(doors.server.stop(), Some(0));
+    assert!(page.is_over());
 }

@@ -15,6 +15,7 @@ use superchat::wire::frame::{self, Frame};
 use superchat::wire::json::{encode_line, from_hex, to_hex};
 use tokio_tungstenite::tungstenite::{self, Message, WebSocket};
 
+use super::browser::Browser;
 use super::clock;
 
 /// Fields of a message by name.
@@ -108,9 +109,14 @@ impl Link {
     pub fn connect_web(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
-        let (socket, _) =
-            tungstenite::client(format!("ws://{address}/ws"), stream).map_err(|error| io::Error::other(error.to_string()))?;
+        let (socket, _) = tungstenite::client(format!("ws://{address}/ws"), stream)
+            .map_err(|error| io::Error::other(error.to_string()))?;
         Ok(Self::over(Carrier::Web(Box::new(socket))))
+    }
+
+    /// The same from a page in a real browser.
+    pub fn connect_browser(browser: &mut Browser, address: SocketAddr) -> Self {
+        Self::over(Carrier::Web(Box::new(browser.relay(address))))
     }
 
     /// Starts OpenSSH's client with a private key; what it complains of goes to its caller's standard error.

@@ -16,6 +16,7 @@
 #![allow(unreachable_pub, reason = "modules of a test binary have no other crate to be reached from")]
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+pub mod browser;
 pub mod client;
 pub mod clock;
 pub mod host;
