@@ -131,7 +131,7 @@ fn only_the_scraper_reaches_metrics_and_nobody_the_profiles() {
     for rule in rules {
         for port in rule["ports"].as_array().unwrap() {
             match port["port"].as_str().unwrap() {
-                "chat" => assert!(rule.get("from").is_none()),
+                "chat" | "ssh" | "http" => assert!(rule.get("from").is_none()),
                 "metrics" => assert!(rule["from"][0]["podSelector"]["matchLabels"].is_object()),
                 other => panic!("{other} is open"),
             }

@@ -1,7 +1,8 @@
 //! Listening sockets that are handed over: by systemd's own tool, and over a restart by a holder of ours.
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io::Read as _;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use crate::support::{Incoming, Link, Server, Settings, clock};
 struct Activated {
     child: Child,
     home: TempDir,
-    port: u16,
+    ports: Vec<u16>,
 }
 
 impl Activated {
@@ -25,24 +26,23 @@ impl Activated {
         let file = |name: &str| home.path().join(name).to_str().unwrap().to_owned();
         let config = "[server]\nssh_port = 0\nhttp_port = 0\n[admin]\nmetrics_listen = 'off'\nprofile_listen = 'off'\n";
         fs::write(file("config.toml"), config).unwrap();
-        let first = free_port();
+        let ports: Vec<u16> = (0..names.len().max(1)).map(|_| free_port()).collect();
         let mut command = tool("systemd-socket-activate", "systemd");
-        command.arg(format!("--listen=127.0.0.1:{first}"));
-        command.args(names.iter().skip(1).map(|_| format!("--listen=127.0.0.1:{}", free_port())));
+        command.args(ports.iter().map(|port| format!("--listen=127.0.0.1:{port}")));
         if !names.is_empty() {
             command.arg(format!("--fdname={}", names.join(":")));
         }
         command.args(["-E", &format!("HOME={}", home.path().display()), env!("CARGO_BIN_EXE_scd")]);
         // With a name the port does not matter, without one it is what the socket is known by.
-        let configured = if names.is_empty() { first } else { 1 };
+        let configured = if names.is_empty() { ports[0] } else { 1 };
         command.args(["--port", &configured.to_string(), "--db", &file("chat.db"), "--config", &file("config.toml")]);
         let output = File::create(file("output")).unwrap();
         command.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
-        Self { child: command.spawn().unwrap(), home, port: first }
+        Self { child: command.spawn().unwrap(), home, ports }
     }
 
     fn address(&self) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.port).into()
+        (Ipv4Addr::LOCALHOST, self.ports[0]).into()
     }
 
     fn output(&self) -> String {
@@ -73,7 +73,7 @@ fn check_activation(names: &[&str]) {
     let incoming = first.next(PATIENCE);
     assert!(is_config(&incoming), "{incoming:?}\n{}", activated.output());
     assert!(is_config(&activated.connect().next(PATIENCE)));
-    let line = format!("TCP server listening on :{}", activated.port);
+    let line = format!("TCP server listening on :{}", activated.ports[0]);
     assert!(activated.output().contains(&line), "{}", activated.output());
     let unserved = activated.output().contains("a socket that nothing here serves");
     assert_eq!(unserved, names.len() > 1, "{}", activated.output());
@@ -87,6 +87,18 @@ fn systemd_socket_activate_hands_over_the_socket_named_chat() {
 #[test]
 fn systemd_socket_activate_without_a_name_is_known_by_its_port() {
     check_activation(&[]);
+}
+
+#[test]
+fn systemd_socket_activate_hands_over_every_way_in() {
+    let activated = Activated::listening(&["chat", "ssh", "http"]);
+    assert!(is_config(&activated.connect().next(PATIENCE)));
+    let http = SocketAddr::from((Ipv4Addr::LOCALHOST, activated.ports[2]));
+    assert!(is_config(&Link::connect_web(http).unwrap().next(PATIENCE)));
+    let mut ssh = TcpStream::connect((Ipv4Addr::LOCALHOST, activated.ports[1])).unwrap();
+    let mut greeting = [0; 17];
+    ssh.read_exact(&mut greeting).unwrap();
+    assert_eq!(&greeting, b"SSH-2.0-SuperChat");
 }
 
 #[test]
