@@ -141,6 +141,7 @@ const SAMPLES: &[(&str, &str, &str, Option<&str>)] = &[
     ("server", "wire_archive_flag", "true", Some("true")),
     ("server", "sanitize_content", "false", Some("0")),
     ("server", "idle_notice", "true", Some("TRUE")),
+    ("server", "allowed_origins", r#"["https://chat.example.org"]"#, Some("https://chat.example.org")),
     ("server", "trusted_proxies", r#"["10.0.0.0/8", "192.0.2.1/32"]"#, Some("10.0.0.0/8,192.0.2.1")),
     ("server", "shutdown_spread_seconds", "5", Some("5")),
     ("server", "shards", "3", Some("3")),

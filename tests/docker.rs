@@ -109,7 +109,8 @@ fn the_command_serves_and_the_health_check_tells() {
     };
     let health = words(&instructions("HEALTHCHECK")[0]);
     assert_eq!(command(&health).status().unwrap().code(), Some(1), "nobody is there yet");
-    let port = &instructions("EXPOSE")[0];
+    let ports = instructions("EXPOSE")[0].clone();
+    let port = ports.split(' ').next().unwrap();
     let _server = Running::start(command(&words(&instructions("CMD")[0])), &format!("Server started on port {port}"));
     assert_eq!(command(&health).status().unwrap().code(), Some(0));
     host.sh("test -s /data/superchat.db && test -s /data/config.toml");

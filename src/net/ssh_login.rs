@@ -14,6 +14,7 @@ use thiserror::Error;
 use tracing::{error, info, warn};
 
 use crate::clock;
+use crate::desk::{Desk, DeskError};
 use crate::handlers::{auth, keys};
 use crate::log;
 use crate::metrics::{AuthMethod, AuthResult, Metrics};
@@ -21,7 +22,6 @@ use crate::passwords;
 use crate::shard::KeyLogin;
 use crate::shard::rate::SlidingWindow;
 use crate::shard::settings::InForce;
-use crate::store::desk::{Desk, DeskError};
 use crate::store::{Account, Answer, Command, Event, NewSshKey, Query, Refusal, Store};
 use crate::text;
 

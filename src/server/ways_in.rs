@@ -10,6 +10,7 @@ use tracing::{error, info};
 
 use super::ServeError;
 use crate::config::Settings;
+use crate::desk::Desk;
 use crate::metrics::Metrics;
 use crate::net::acceptor::{Acceptor, AcceptorParts, listen};
 use crate::net::door::Door;
@@ -18,7 +19,6 @@ use crate::net::ssh::{SshParts, SshServer};
 use crate::net::ssh_login::{Login, host_key};
 use crate::shard::settings::{DirectoryEntry, InForce};
 use crate::store::Store;
-use crate::store::desk::Desk;
 use crate::systemd::Sockets;
 
 /// Names of the sockets in a `.socket` unit.

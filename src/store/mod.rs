@@ -9,7 +9,6 @@
 //! `store` knows neither sessions nor wire types: a [`Ticket`] says where an outcome belongs, and means nothing here.
 
 pub mod command;
-pub mod desk;
 pub mod dm;
 pub mod query;
 pub mod sqlite;

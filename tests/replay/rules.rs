@@ -41,6 +41,7 @@ const RULES: &[Rule] = &[
     Rule { id: "2.13", rewrite: Rewrite::Group(post_says_why_not) },
     Rule { id: "2.0", rewrite: Rewrite::Group(very_long_text_is_too_long) },
     Rule { id: "2.18", rewrite: Rewrite::Group(repeated_subscription_is_fine) },
+    Rule { id: "2.16", rewrite: Rewrite::Group(key_is_unreadable_in_our_words) },
     Rule { id: "2.11", rewrite: Rewrite::Group(foreign_subchannel_cannot_be_joined) },
     Rule { id: "D-05", rewrite: Rewrite::Group(channel_name_is_taken) },
     // Lists.
@@ -267,6 +268,16 @@ fn repeated_subscription_is_fine(world: &World, group: &mut Vec<Item>) {
         let held = |place| world.sessions.get(&conn).is_some_and(|session| session.subscribed.contains(&place));
         if sent.name == "SUBSCRIBE_CHANNEL" && has_code(item, 5005) && world.place(fields).is_some_and(held) {
             set(item, "SUBSCRIBE_OK", subscribed(fields));
+        }
+    });
+}
+
+fn key_is_unreadable_in_our_words(world: &World, group: &mut Vec<Item>) {
+    answers(world, group, "SSH_KEY_ADDED", |item, _, sent, _| {
+        let failed =
+            item.frame().is_some_and(|frame| frame.fields["error_message"].to_string().contains("no key found"));
+        if sent.name == "ADD_SSH_KEY" && failed {
+            set_field(item, "error_message", json!("Invalid SSH public key: length invalid"));
         }
     });
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
-use super::{Answer, Batch, Busy, Command, Deliver, Event, Query, Refusal, Store, Submission, Ticket};
+use crate::store::{Answer, Batch, Busy, Command, Deliver, Event, Query, Refusal, Store, Submission, Ticket};
 
 /// The shard of a ticket that belongs to no shard.
 const OUTSIDE: usize = usize::MAX;
