@@ -131,9 +131,9 @@ impl Deliver for Desk {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Outcome;
     use super::*;
     use crate::ids::UserId;
+    use crate::store::Outcome;
 
     #[derive(Default)]
     struct Shards(Mutex<(usize, Vec<Ticket>)>);
