@@ -7,6 +7,7 @@ use rusqlite::{Connection, params};
 
 use super::channels;
 use super::dm_rows::{self, Key, Pair, is_encrypted, pair_name};
+use super::messages;
 use super::row::{self, FOREIGN_KEY, Failure, Text};
 use super::visitors::SessionIds;
 use super::writer::Scope;
@@ -398,5 +399,6 @@ fn note_leaving(scope: &mut Scope<'_>, channel: ChannelId, who: &Participant) ->
          VALUES (?1, ?2, ?1, '', ?3, ?4)",
         params![id, channel.as_sql(), Text(&line), scope.now],
     )?;
+    messages::note_activity(scope, id, id)?;
     Ok(())
 }
