@@ -15,7 +15,7 @@ use rusqlite::{Connection, OpenFlags};
 use superchat::store::sqlite::lock::LockError;
 use superchat::store::sqlite::migrations::{self, Migration};
 use superchat::store::sqlite::open::{Durability, OpenError, OpenOptions, Opened, Origin, open, open_reader, origin};
-use support::content::{Tables, counters, describe, described, ledger, query, rows_of, tables};
+use support::content::{Tables, counters, describe, described, ledger, query, rows_of, tables, twin};
 use support::old_file::{self, BARE_DM, PLAIN_DM, SECRET_DM, THEN_MS, VERSIONS};
 use tempfile::TempDir;
 
@@ -549,10 +549,6 @@ fn schema(conn: &Connection) -> Vec<String> {
     statements.into_iter().map(normal).collect()
 }
 
-fn side(path: &Path, suffix: &str) -> PathBuf {
-    format!("{}{suffix}", path.display()).into()
-}
-
 /// A file as a server of some version left it when it was killed.
 struct OldFile {
     path: PathBuf,
@@ -572,13 +568,7 @@ impl OldFile {
         let path = guard.path().join("chat.db");
         make(&path);
         old_file::leave_a_log(&path);
-        // Elsewhere, so that looking at it changes nothing here.
-        let twin = TempDir::new().unwrap();
-        let copy = twin.path().join("chat.db");
-        for suffix in ["", "-wal"] {
-            fs::copy(side(&path, suffix), side(&copy, suffix)).unwrap();
-        }
-        let conn = Connection::open(copy).unwrap();
+        let (conn, _twin) = twin(&path);
         Self {
             directory: guard.path().to_owned(),
             tables: tables(&conn),

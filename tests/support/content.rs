@@ -1,8 +1,11 @@
 //! What a database file holds, in a form that can be compared.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 
 use rusqlite::Connection;
+use tempfile::TempDir;
 
 /// Per table its columns and its rows; values as type and bytes, because they need not be UTF-8.
 pub type Tables = BTreeMap<String, (Vec<String>, Vec<Vec<String>>)>;
@@ -86,4 +89,17 @@ pub fn query<T: rusqlite::types::FromSql>(conn: &Connection, sql: &str) -> Vec<T
     let mut statement = conn.prepare(sql).unwrap();
     let rows = statement.query_map([], |row| row.get(0)).unwrap();
     rows.map(Result::unwrap).collect()
+}
+
+/// A copy of the database at `path`, its log included, to look at without touching the original; gone with the directory.
+pub fn twin(path: &Path) -> (Connection, TempDir) {
+    let directory = TempDir::new().unwrap();
+    let copy = directory.path().join("twin.db");
+    for suffix in ["", "-wal"] {
+        let from = format!("{}{suffix}", path.display());
+        if Path::new(&from).exists() {
+            fs::copy(from, format!("{}{suffix}", copy.display())).unwrap();
+        }
+    }
+    (Connection::open(copy).unwrap(), directory)
 }
