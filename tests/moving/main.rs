@@ -11,6 +11,7 @@ mod support;
 mod steps;
 
 mod arriving;
+mod checking;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

@@ -368,11 +368,18 @@ const HIDDEN_CHANNELS: [Since; 3] = [
 
 const NULL_PASSWORDS: [Since; 1] = [(2, "SELECT count(*) FROM User WHERE password_hash IS NULL")];
 
-/// Texts that people wrote.
-const TEXTS: [Since; 3] = [
-    (0, "SELECT name, display_name, description FROM Channel"),
-    (0, "SELECT author_nickname, content FROM Message"),
-    (2, "SELECT nickname FROM User"),
+/// Texts that people wrote. In direct messages what is not UTF-8 is the rule: they are encrypted.
+const TEXTS: [&[Since]; 3] = [
+    &[(0, "SELECT name, display_name, description FROM Channel")],
+    &[
+        (
+            11,
+            "SELECT author_nickname, content FROM Message
+             WHERE channel_id NOT IN (SELECT id FROM Channel WHERE is_dm = 1)",
+        ),
+        (0, "SELECT author_nickname, content FROM Message"),
+    ],
+    &[(2, "SELECT nickname FROM User")],
 ];
 
 fn oddities(conn: &Connection, version: u32, now_ms: i64) -> rusqlite::Result<Oddities> {
@@ -399,7 +406,7 @@ fn oddities(conn: &Connection, version: u32, now_ms: i64) -> rusqlite::Result<Od
         null_passwords: since(&NULL_PASSWORDS)?,
         not_utf8: TEXTS
             .iter()
-            .filter(|(since, _)| version >= *since)
+            .filter_map(|texts| texts.iter().find(|(since, _)| version >= *since))
             .map(|(_, sql)| broken_texts(conn, sql))
             .sum::<rusqlite::Result<u64>>()?,
         expired: count(
