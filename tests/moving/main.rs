@@ -12,6 +12,7 @@ mod steps;
 
 mod arriving;
 mod checking;
+mod returning;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
