@@ -12,6 +12,7 @@ mod steps;
 
 mod arriving;
 mod checking;
+mod manual;
 mod returning;
 
 use std::path::Path;

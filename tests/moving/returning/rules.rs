@@ -157,7 +157,7 @@ pub(super) fn check_messages(conn: &Connection, version: u32) {
     assert_eq!(query::<String>(conn, apart), [""; 0]);
     if version >= 14 {
         let untold =
-            "SELECT m.content || ' ' || m.created_at || ' ' || COALESCE(m.last_activity_at, 'NULL') FROM Message AS m
+            "SELECT m.id || ' ' || m.created_at || ' ' || COALESCE(m.last_activity_at, 'NULL') FROM Message AS m
                       WHERE m.last_activity_at IS NOT (CASE WHEN m.parent_id IS NULL
                           THEN (SELECT max(created_at) FROM Message WHERE id = m.id OR thread_root_id = m.id)
                           ELSE m.created_at END)";
