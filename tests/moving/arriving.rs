@@ -14,7 +14,7 @@ use superchat::wire::records::UnreadTarget;
 use crate::steps::*;
 use crate::support::content::{Tables, query, rows_of, tables, twin};
 use crate::support::old_file::{self, ACCOUNTS, BARE_DM, GARDEN, GENERAL, LATE, LONELY_DM, PLAIN_DM, ROSES, SECRET_DM};
-use crate::support::old_file::{UNREADABLE, message_id};
+use crate::support::old_file::{UNREADABLE, VISITORS_DM, message_id};
 use crate::support::server::free_port;
 use crate::support::{Client, Server};
 use crate::{await_line, hex, scd, sign_in_with, text};
@@ -50,7 +50,7 @@ fn check_arrival(version: u32) {
             check_read_mark(&server);
         }
         if version >= 11 {
-            check_direct_messages(&server);
+            check_direct_messages(&server, version);
         }
         await_line(&server, NOTHING_REMOVED);
         assert_eq!(server.stop(), Some(0));
@@ -168,7 +168,7 @@ fn check_read_mark(server: &Server) {
     let expected = rows(
         server,
         &format!(
-            "SELECT count(*) FROM Message WHERE channel_id = {GENERAL} AND author_user_id IS NOT 1
+            "SELECT count(*) FROM Message WHERE COALESCE(subchannel_id, channel_id) = {GENERAL} AND author_user_id IS NOT 1
              AND created_at > {} + 25000",
             old_file::THEN_MS
         ),
@@ -177,7 +177,7 @@ fn check_read_mark(server: &Server) {
     assert_ne!(expected[0][0], "0");
 }
 
-fn check_direct_messages(server: &Server) {
+fn check_direct_messages(server: &Server, version: u32) {
     let mut marta = session(server, 0);
     let plain = ready(&mut marta, PLAIN_DM);
     assert_eq!((&plain["other_nickname"], &plain["is_encrypted"]), (&json!("keyed"), &json!(false)));
@@ -193,6 +193,11 @@ fn check_direct_messages(server: &Server) {
     let mut hanna = session(server, 1);
     let request = hanna.expect_matching("DM_REQUEST", |request| request["from_nickname"] == "keyed");
     assert_eq!((number(&request["dm_channel_id"]), number(&request["from_user_id"])), (4, 3));
+    if version >= 13 {
+        assert_eq!(ready(&mut hanna, VISITORS_DM)["other_nickname"], "anon");
+        hanna.expect_matching("DM_PARTICIPANT_LEFT", |left| number(&left["dm_channel_id"]) == place(VISITORS_DM).0);
+        assert_eq!(contents(&mut hanna, roots(place(VISITORS_DM))), ["anybody there?"]);
+    }
     hanna.send(ProvidePublicKey { key_type: 1, public_key: [0x22; 32], label: b"" });
     // Filled in from those who had access; encrypted by its name, whether or not the other side still has its key.
     hanna.quiet();

@@ -285,6 +285,8 @@ pub const PLAIN_DM: i64 = 31;
 pub const UNREADABLE: i64 = 8;
 /// See [`dms_without_participants`].
 pub const BARE_DM: i64 = 32;
+/// See [`a_visitor_of_a_crash`].
+pub const VISITORS_DM: i64 = 34;
 /// See [`a_dm_of_nobody`].
 pub const LONELY_DM: i64 = 33;
 
@@ -337,7 +339,7 @@ pub struct Oddity {
     pub told: &'static str,
 }
 
-pub const ODDITIES: [Oddity; 8] = [
+pub const ODDITIES: [Oddity; 10] = [
     Oddity {
         since: 0,
         make: missing_thread_roots,
@@ -352,6 +354,16 @@ pub const ODDITIES: [Oddity; 8] = [
         since: 0,
         make: references_to_nothing,
         told: "note  foreign keys: 1 rows of Message refer to rows of Channel that are gone",
+    },
+    Oddity {
+        since: 0,
+        make: a_message_in_no_subchannel,
+        told: "note  1 messages in subchannels that are not there: they are kept, and shown to nobody",
+    },
+    Oddity {
+        since: 13,
+        make: a_visitor_of_a_crash,
+        told: "note  1 visitors in direct messages whom a crash left there: they are kept, and shown as having left",
     },
     Oddity {
         since: 2,
@@ -433,6 +445,26 @@ pub fn references_to_nothing(conn: &Connection, version: u32) {
         (13, "INSERT INTO ChannelParticipant (channel_id, user_id, nickname, joined_at) VALUES (404, 2, 'hanna', 1)"),
     ];
     rows.iter().filter(|(since, _)| version >= *since).for_each(|(_, sql)| run(conn, sql));
+}
+
+/// The old server took any number for a subchannel (BEHAVIOUR.md 2.11).
+pub fn a_message_in_no_subchannel(conn: &Connection, _: u32) {
+    say(conn, &Said { place: (GENERAL, Some(505)), ..root(150, GENERAL, VISITOR, b"in no subchannel") });
+}
+
+/// Of a session that ended with the server it was in.
+pub fn a_visitor_of_a_crash(conn: &Connection, _: u32) {
+    run(
+        conn,
+        &format!(
+            "INSERT INTO Channel (id, name, display_name, channel_type, created_at, is_private, is_dm)
+             VALUES ({VISITORS_DM}, 'dm_88_89', 'Direct Message', 0, {THEN_MS}, 1, 1);
+             INSERT INTO ChannelAccess VALUES ({VISITORS_DM}, 2, {THEN_MS});
+             INSERT INTO ChannelParticipant (channel_id, user_id, session_id, nickname, joined_at) VALUES
+                 ({VISITORS_DM}, 2, NULL, 'hanna', {THEN_MS}), ({VISITORS_DM}, NULL, 88, 'anon', {THEN_MS})"
+        ),
+    );
+    say(conn, &root(160, VISITORS_DM, (None, b"anon"), b"anybody there?"));
 }
 
 /// Legal in the schema; the old server's own reader fails on it.

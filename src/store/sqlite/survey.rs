@@ -90,6 +90,10 @@ pub struct Oddities {
     pub lonely_dms: u64,
     /// Channels that no client is shown: private ones, and subchannels of channels that are gone.
     pub hidden_channels: u64,
+    /// Messages in subchannels that are not there.
+    pub misplaced: u64,
+    /// Visitors in direct messages: live ones, or what a crash left.
+    pub visitors: u64,
     /// Accounts whose password hash is NULL instead of empty.
     pub null_passwords: u64,
     /// Texts and names that are not UTF-8.
@@ -366,6 +370,8 @@ const HIDDEN_CHANNELS: [Since; 3] = [
     (3, "SELECT count(*) FROM Channel WHERE is_private <> 0"),
 ];
 
+const VISITORS: [Since; 1] = [(13, "SELECT count(*) FROM ChannelParticipant WHERE user_id IS NULL")];
+
 const NULL_PASSWORDS: [Since; 1] = [(2, "SELECT count(*) FROM User WHERE password_hash IS NULL")];
 
 /// Texts that people wrote. In direct messages what is not UTF-8 is the rule: they are encrypted.
@@ -403,6 +409,12 @@ fn oddities(conn: &Connection, version: u32, now_ms: i64) -> rusqlite::Result<Od
         bare_dms: since(&BARE_DMS)?.saturating_sub(lonely_dms),
         lonely_dms,
         hidden_channels: since(&HIDDEN_CHANNELS)?,
+        misplaced: count(
+            conn,
+            "SELECT count(*) FROM Message WHERE subchannel_id IS NOT NULL
+             AND NOT EXISTS (SELECT 1 FROM Channel WHERE Channel.id = Message.subchannel_id)",
+        )?,
+        visitors: since(&VISITORS)?,
         null_passwords: since(&NULL_PASSWORDS)?,
         not_utf8: TEXTS
             .iter()
