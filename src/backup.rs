@@ -8,7 +8,7 @@ use crate::store::sqlite::backup;
 use crate::store::sqlite::open::Origin;
 use crate::store::sqlite::restore::restore as restore_file;
 use crate::store::sqlite::snapshot::{self, Target};
-use crate::store::sqlite::survey::{Depth, Survey, Tally, survey};
+use crate::store::sqlite::survey::{Depth, Survey, Tally, User, survey};
 
 /// What `scd backup` is asked to do.
 #[derive(Debug)]
@@ -96,6 +96,7 @@ fn verdict(database: &Path, survey: &Survey) -> Verdict {
     if survey.is_empty {
         findings.push(Finding::Note("it is empty: a server makes its tables at its first start".to_owned()));
     }
+    findings.extend(use_of(database, survey));
     findings.extend(pages(survey));
     // Of a damaged file nothing else can be said.
     if survey.faults.is_empty() && !survey.is_empty {
@@ -117,6 +118,31 @@ enum Finding {
     /// A server lives with it, or mends it.
     Note(String),
     Fail(String),
+}
+
+/// Who has it open, and what of it lies beside it.
+fn use_of(database: &Path, survey: &Survey) -> Vec<Finding> {
+    let called = |pid: Option<u32>| pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
+    let user = survey.user.map(|user| match (user, survey.origin) {
+        (User::Server { pid }, _) => Finding::Ok(format!("in use by a server{}", called(pid))),
+        (User::Other(user), None) => Finding::Note(format!(
+            "another program has it open{}, the existing server perhaps: stop it; until then the server refuses to start",
+            called(user.pid)
+        )),
+        (User::Other(user), Some(_)) => Finding::Note(format!(
+            "another program has it open{}: stop it if it is another server; shells and replicators may stay",
+            called(user.pid)
+        )),
+    });
+    let is_served = matches!(survey.user, Some(User::Server { .. }));
+    let log = (survey.log_bytes > 0 && !is_served).then(|| {
+        Finding::Note(format!(
+            "{} of log beside it ({}-wal) may hold what is not in the file yet: the server brings it in; move the two together",
+            size(survey.log_bytes),
+            database.display()
+        ))
+    });
+    user.into_iter().chain(log).collect()
 }
 
 fn pages(survey: &Survey) -> Vec<Finding> {
@@ -145,13 +171,35 @@ fn references(survey: &Survey) -> Vec<Finding> {
 fn oddities(survey: &Survey) -> Vec<Finding> {
     let found = survey.oddities;
     let is_adopted = !matches!(survey.origin, Some(Origin::Created { .. }));
-    let expired = if is_adopted { found.expired } else { 0 };
+    // In files of ours these go when their time has come, and those of a running server are alive.
+    let [expired, outdated, visitors] = if is_adopted {
+        let is_served = matches!(survey.user, Some(User::Server { .. }));
+        [found.expired, found.outdated, if is_served { 0 } else { found.visitors }]
+    } else {
+        [0; 3]
+    };
     let table = [
         (found.unrooted, "messages without a thread root: the server gives them one"),
         (found.lost_replies, "replies whose parent is gone: they are shown in the thread that is left of it"),
         (found.lost_threads, "threads whose root is gone: their messages cannot be listed from the channel"),
         (found.bare_dms, "direct messages without participants: the server takes those that have access"),
+        (found.lonely_dms, "direct messages that nobody has access to: they are kept, and shown to nobody"),
+        (
+            found.hidden_channels,
+            "channels that are private or below one that is gone: they are kept, and shown to nobody",
+        ),
+        (found.misplaced, "messages in subchannels that are not there: they are kept, and shown to nobody"),
+        (visitors, "visitors in direct messages whom a crash left there: they are kept, and shown as having left"),
+        (
+            found.null_passwords,
+            "accounts whose password hash is NULL: they cannot sign in by password; '' is what it should be",
+        ),
+        (found.not_utf8, "texts that are not UTF-8: they are kept and sent byte for byte"),
         (expired, "messages older than their channel keeps them: they stay, unless [retention] enforce = true"),
+        (
+            outdated,
+            "read marks, invitations and directory entries past their time: they stay, unless [retention] enforce = true",
+        ),
     ];
     let odd = table.into_iter().filter(|(count, _)| *count > 0);
     let odd: Vec<Finding> = odd.map(|(count, what)| Finding::Note(format!("{count} {what}"))).collect();

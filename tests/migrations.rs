@@ -1,6 +1,8 @@
 //! Opening database files: of every version, and those that must be refused.
 #![expect(clippy::unwrap_used, reason = "clippy knows test functions, not the helpers between them")]
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
@@ -13,13 +15,13 @@ use rusqlite::{Connection, OpenFlags};
 use superchat::store::sqlite::lock::LockError;
 use superchat::store::sqlite::migrations::{self, Migration};
 use superchat::store::sqlite::open::{Durability, OpenError, OpenOptions, Opened, Origin, open, open_reader, origin};
+use support::content::{Tables, counters, describe, described, ledger, query, rows_of, tables, twin};
+use support::old_file::{self, BARE_DM, PLAIN_DM, SECRET_DM, THEN_MS, VERSIONS};
 use tempfile::TempDir;
 
 /// 2026-01-02 03:04:05 UTC.
 const NOW_MS: i64 = 1_767_323_045_000;
 const STAMP: &str = "20260102-030405";
-/// When the old files were made.
-const THEN_MS: i64 = 1_700_000_000_000;
 
 // ---- old files of every version -------------------------------------------------------------------------------------
 
@@ -32,64 +34,6 @@ from_versions! {
     from_10 10  from_11 11  from_12 12  from_13 13
 }
 
-/// Rows that a file may hold in the versions given, written with foreign keys off.
-#[rustfmt::skip]
-const ROWS: &[(u32, u32, &str)] = &[
-    (0, 99, "INSERT INTO Channel (id, name, display_name, description, channel_type, created_at) VALUES
-                 (1, 'chat', '>chat', NULL, 0, 1700000000001), (2, CAST(x'ff61' AS TEXT), CAST(x'23ff' AS TEXT), 'x', 1, 1700000000),
-                 (40, 'gone', '#gone', '', 1, 5);
-             DELETE FROM Channel WHERE id = 40"),
-    (0, 99, "INSERT INTO Message VALUES
-                 (100, 1, NULL, NULL, NULL, NULL, '', 'system line without a root', 1, NULL, NULL),
-                 (101, 1, NULL, NULL, 101, 1, 'ann', CAST(x'80ff00' AS TEXT), 2, 3, NULL),
-                 (102, 1, NULL, 101, 101, NULL, '~bo', 'reply', 3, NULL, 4),
-                 (103, 1, NULL, 102, NULL, NULL, CAST(x'fe' AS TEXT), 'unrooted reply', 5, NULL, NULL),
-                 (104, 1, NULL, 9999, 9999, NULL, 'x', 'its parent is gone', 5, NULL, NULL),
-                 (105, 404, NULL, NULL, 105, 404, 'x', 'its channel is gone', 5, NULL, NULL)"),
-    (0, 99, "INSERT INTO MessageVersion (message_id, content, author_nickname, created_at, version_type) VALUES
-                 (101, 'before', 'ann', 2, 'created'), (9999, 'of nothing', 'x', 2, 'deleted')"),
-    (0, 99, "INSERT INTO Session VALUES (7, NULL, 'ann', 'tcp', 1, 2)"),
-    (0, 9,  "UPDATE Channel SET is_private = 1 WHERE id = 2"),
-    (2, 99, "INSERT INTO User (nickname, user_flags, password_hash, created_at, last_seen) VALUES
-                 ('ann', 1, '$2a$10$x', 1, 2), (CAST(x'f0' AS TEXT), 0, '', 1, 2), ('bo', 0, NULL, 1, 2)"),
-    (3, 99, "UPDATE Channel SET created_by = 1 WHERE id = 1; UPDATE Channel SET created_by = 404 WHERE id = 2"),
-    (4, 99, "INSERT INTO DiscoveredServer (hostname, port, name, description, last_heartbeat, discovered_via, source_ip, created_at)
-                 VALUES ('a.example', 6465, 'A', '', 1, 'registration', '192.0.2.1:5', 1)"),
-    (5, 99, "INSERT INTO SSHKey (user_id, fingerprint, public_key, key_type, added_at) VALUES
-                 (1, 'SHA256:a', 'ssh-ed25519 AAAA', 'ssh-ed25519', 1), (404, 'SHA256:b', 'ssh-rsa AAAA', 'ssh-rsa', 1)"),
-    (6, 99, "UPDATE DiscoveredServer SET channel_count = 5"),
-    (7, 99, "INSERT INTO Ban (ban_type, user_id, nickname, reason, banned_at, banned_by) VALUES ('user', 404, 'x', 'spam', 1, 'ann');
-             INSERT INTO Ban (ban_type, ip_cidr, reason, banned_at, banned_until, banned_by) VALUES ('ip', '192.0.2.0/24', '', 1, 2, 'ann');
-             INSERT INTO AdminAction (admin_nickname, action_type, target_type, performed_at, ip_address)
-                 VALUES ('ann', 'ban_ip', 'ip', 1, '192.0.2.9')"),
-    (8, 8,  "INSERT INTO UserChannelState VALUES (1, 1, NULL, 5, 5), (1, 1, NULL, 6, 6), (404, 1, 3, 5, 5)"),
-    (9, 99, "INSERT INTO UserChannelState VALUES (1, 1, 0, 1700000000000, 1700000000), (404, 1, 3, 5, 5)"),
-    (10, 99, "INSERT INTO Channel (id, name, display_name, created_at, parent_id) VALUES (50, 'sub', '#sub', 1, 1), (51, 'lost', '#lost', 1, 404);
-              INSERT INTO Message VALUES (106, 1, 50, NULL, 106, 1, 'ann', 'below', 6, NULL, NULL)"),
-    (11, 99, "INSERT INTO Channel (id, name, display_name, created_at, is_dm, is_private) VALUES (60, 'dm_1_2', 'Direct Message', 1, 1, 1);
-              UPDATE User SET encryption_public_key = x'00ff' WHERE id = 1;
-              INSERT INTO ChannelAccess VALUES (60, 1, 1700000000000), (60, 2, 1700000000), (60, 404, 1);
-              INSERT INTO DMInvite (id, initiator_user_id, target_user_id, created_at) VALUES (3, 1, 404, 1), (9, 2, 1, 1);
-              DELETE FROM DMInvite WHERE id = 9"),
-    (12, 99, "INSERT INTO DMInvite (initiator_user_id, target_session_id, is_encrypted, created_at) VALUES (1, 77, 0, 1)"),
-    (13, 99, "INSERT INTO ChannelParticipant (channel_id, user_id, nickname, joined_at) VALUES (60, 1, 'ann', 1), (404, 2, 'x', 1);
-              INSERT INTO ChannelParticipant (channel_id, session_id, nickname, joined_at) VALUES (60, 88, 'anon', 1)"),
-    (14, 99, "ALTER TABLE Message ADD COLUMN last_activity_at INTEGER;
-              UPDATE Message SET last_activity_at = created_at;
-              CREATE INDEX idx_message_channel_activity ON Message(channel_id, last_activity_at DESC) WHERE parent_id IS NULL;
-              INSERT INTO schema_migrations VALUES (14, 'add_last_activity_at', 14)"),
-    (15, 99, "ALTER TABLE Channel ADD COLUMN archive_enabled INTEGER; UPDATE Channel SET archive_enabled = 1 WHERE id = 1;
-              INSERT INTO schema_migrations VALUES (15, 'add_archive_enabled', 15)"),
-    (16, 99, "INSERT INTO schema_migrations VALUES (16, 'pre_word_filter_backup', 16)"),
-    (17, 99, "INSERT INTO schema_migrations VALUES (17, 'from_the_future', 17)"),
-];
-
-/// Written last, so that they are in the WAL only.
-const LATE_ROWS: &str = "
-    INSERT INTO Message (id, channel_id, thread_root_id, author_nickname, content, created_at)
-        VALUES (900, 1, 900, 'late', 'not checkpointed', 9);
-    UPDATE Message SET content = 'edited late' WHERE id = 102";
-
 fn check_upgrade(version: u32) {
     let old = OldFile::of(version);
     old.assert_late_rows_are_in_the_wal_only();
@@ -100,7 +44,7 @@ fn check_upgrade(version: u32) {
     assert_eq!(origin(&opened.writer).unwrap(), Origin::Adopted { at_ms: NOW_MS, schema_version: version });
     assert_rows_kept(&opened.writer, &old.tables, version);
     assert_counters_kept(&opened.writer, &old.counters);
-    assert_eq!(schema(&opened.writer), schema(&Fresh::new().opened.writer));
+    assert_eq!(described(&opened.writer), described(&Fresh::new().opened.writer));
     assert_eq!(ledger(&opened.writer), expected_ledger(version));
     assert_backup(&old, version);
     assert_keys_are_on(&opened.writer);
@@ -111,43 +55,38 @@ fn assert_rows_kept(conn: &Connection, before: &Tables, version: u32) {
     for (table, (columns, rows)) in before {
         let expected = match table.as_str() {
             "schema_migrations" => continue,
+            "ChannelParticipant" => {
+                // What was missing is added behind.
+                assert_eq!(&rows_of(conn, table, columns)[..rows.len()], rows);
+                continue;
+            }
             "UserChannelState" if version < 9 => &Vec::new(),
             _ => rows,
         };
         assert_eq!(&rows_of(conn, table, columns), expected, "{table}");
     }
-    if (11..13).contains(&version) {
-        let columns = ["channel_id", "user_id", "joined_at"].map(str::to_owned);
-        let joined = |user: &str| ["60", user, "1700000000000"].map(integer).to_vec();
-        assert_eq!(rows_of(conn, "ChannelParticipant", &columns), [joined("1"), joined("2")]);
+    if version >= 11 {
+        let inside = "SELECT group_concat(channel_id || ':' || user_id || ':' || joined_at, ' ') FROM
+                      (SELECT * FROM ChannelParticipant WHERE channel_id BETWEEN 30 AND 32 ORDER BY channel_id, user_id)";
+        let expected = [(SECRET_DM, 1), (SECRET_DM, 2), (PLAIN_DM, 1), (PLAIN_DM, 3), (BARE_DM, 2), (BARE_DM, 3)];
+        let expected = expected.map(|(dm, user)| format!("{dm}:{user}:{THEN_MS}")).join(" ");
+        assert_eq!(query::<String>(conn, inside), [expected]);
     }
 }
 
 fn assert_counters_kept(conn: &Connection, before: &[(String, i64)]) {
-    let after = counters(conn);
-    for counter in before {
-        assert!(after.contains(counter), "{counter:?} in {after:?}");
+    let after: BTreeMap<String, i64> = counters(conn).into_iter().collect();
+    for (table, counter) in before {
+        // Of a direct message without participants they are added.
+        let is_kept = after[table] == *counter || (table == "ChannelParticipant" && after[table] > *counter);
+        assert!(is_kept, "{table}: {counter} in {after:?}");
     }
 }
 
 fn expected_ledger(version: u32) -> Vec<(u32, String, i64)> {
-    let names = [
-        "initial",
-        "add_user_table",
-        "user_created_channels",
-        "add_discovered_server",
-        "add_ssh_keys",
-        "add_channel_count_to_discovered_server",
-        "add_admin_tables",
-        "add_user_channel_state",
-        "fix_user_channel_state_nulls",
-        "add_subchannels",
-        "add_direct_messages",
-        "dm_invite_session_support",
-        "channel_participants",
-    ];
     let applied_at = |number| if number <= version { THEN_MS } else { NOW_MS };
-    (1..).zip(names).map(|(number, name)| (number, name.to_owned(), applied_at(number))).collect()
+    let steps = VERSIONS[..version.max(13) as usize].iter();
+    steps.map(|step| (step.number, step.name.to_owned(), applied_at(step.number))).collect()
 }
 
 /// The one backup is private, holds the old file as it was, and nothing was left beside it.
@@ -172,9 +111,8 @@ fn from_14_to_16_is_left_as_found() {
         let old = OldFile::of(version);
         let opened = old.open().unwrap();
         assert_eq!((opened.schema_version, opened.created), (version, false));
-        for (table, (columns, rows)) in &old.tables {
-            assert_eq!(&rows_of(&opened.writer, table, columns), rows, "{table}");
-        }
+        assert_rows_kept(&opened.writer, &old.tables, version);
+        assert_eq!(ledger(&opened.writer), expected_ledger(version));
         let not_ours = |sql: &String| !sql.contains("scd_");
         assert_eq!(schema(&opened.writer).into_iter().filter(not_ours).collect::<Vec<_>>(), old.schema);
         assert_backup(&old, version);
@@ -603,6 +541,14 @@ impl Fresh {
     }
 }
 
+/// Every statement that made the schema, sorted, without what has no meaning in it.
+fn schema(conn: &Connection) -> Vec<String> {
+    let statements: Vec<String> =
+        query(conn, "SELECT type || ' ' || name || ': ' || COALESCE(sql, tbl_name) FROM sqlite_schema ORDER BY 1");
+    let normal = |sql: String| sql.replace(|letter: char| letter == '"' || letter.is_whitespace(), "");
+    statements.into_iter().map(normal).collect()
+}
+
 /// A file as a server of some version left it when it was killed.
 struct OldFile {
     path: PathBuf,
@@ -615,21 +561,14 @@ struct OldFile {
 
 impl OldFile {
     fn of(version: u32) -> Self {
+        let make = |path: &Path| {
+            if version > old_file::NEWEST { old_file::make_newer(path) } else { old_file::make(path, version) }
+        };
         let guard = TempDir::new().unwrap();
         let path = guard.path().join("chat.db");
-        let conn = Connection::open(&path).unwrap();
-        conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).unwrap();
-        conn.execute_batch("PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0").unwrap();
-        migrations::migrate(&conn, 0, version.max(1), THEN_MS).unwrap();
-        if version == 0 {
-            conn.execute_batch("DROP TABLE schema_migrations").unwrap();
-        }
-        conn.execute_batch("PRAGMA foreign_keys = OFF").unwrap();
-        for (_, _, sql) in ROWS.iter().filter(|(first, last, _)| (*first..=*last).contains(&version)) {
-            conn.execute_batch(sql).unwrap();
-        }
-        conn.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
-        conn.execute_batch(LATE_ROWS).unwrap();
+        make(&path);
+        old_file::leave_a_log(&path);
+        let (conn, _twin) = twin(&path);
         Self {
             directory: guard.path().to_owned(),
             tables: tables(&conn),
@@ -652,98 +591,13 @@ impl OldFile {
         let late = |path: &Path| {
             let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).unwrap();
             conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).unwrap();
-            query::<i64>(&conn, "SELECT count(*) FROM Message WHERE id = 900")
+            query::<i64>(&conn, "SELECT count(*) FROM Message WHERE content = 'in the log only'")
         };
         assert_eq!((late(&copy), late(&self.path)), (vec![0], vec![1]));
     }
 }
 
-// ---- reading files --------------------------------------------------------------------------------------------------
-
-/// Per table its columns and its rows; values as type and bytes, because they need not be UTF-8.
-type Tables = BTreeMap<String, (Vec<String>, Vec<Vec<String>>)>;
-
-fn tables(conn: &Connection) -> Tables {
-    let names: Vec<String> =
-        query(conn, "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite%'");
-    names
-        .into_iter()
-        .map(|table| {
-            let columns: Vec<String> = query(conn, &format!("SELECT name FROM pragma_table_info('{table}')"));
-            let rows = rows_of(conn, &table, &columns);
-            (table, (columns, rows))
-        })
-        .collect()
-}
-
-fn rows_of(conn: &Connection, table: &str, columns: &[String]) -> Vec<Vec<String>> {
-    let values: Vec<String> =
-        columns.iter().map(|column| format!("typeof({column}) || ' ' || hex({column})")).collect();
-    let sql = format!("SELECT {} FROM {table} ORDER BY rowid", values.join(", "));
-    let mut statement = conn.prepare(&sql).unwrap();
-    let rows = statement.query_map([], |row| (0..columns.len()).map(|column| row.get(column)).collect()).unwrap();
-    rows.map(Result::unwrap).collect()
-}
-
-/// An integer as [`rows_of`] shows it.
-fn integer(digits: &str) -> String {
-    let hex: String = digits.bytes().map(|digit| format!("{digit:02X}")).collect();
-    format!("integer {hex}")
-}
-
-/// Every statement that made the schema, sorted, without what has no meaning in it.
-fn schema(conn: &Connection) -> Vec<String> {
-    let statements: Vec<String> =
-        query(conn, "SELECT type || ' ' || name || ': ' || COALESCE(sql, tbl_name) FROM sqlite_schema ORDER BY 1");
-    let normal = |sql: String| sql.replace(|letter: char| letter == '"' || letter.is_whitespace(), "");
-    statements.into_iter().map(normal).collect()
-}
-
-fn counters(conn: &Connection) -> Vec<(String, i64)> {
-    let mut statement = conn.prepare("SELECT name, seq FROM sqlite_sequence ORDER BY 1").unwrap();
-    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
-    rows.map(Result::unwrap).collect()
-}
-
-fn ledger(conn: &Connection) -> Vec<(u32, String, i64)> {
-    let mut statement = conn.prepare("SELECT version, name, applied_at FROM schema_migrations ORDER BY 1").unwrap();
-    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
-    rows.map(Result::unwrap).collect()
-}
-
-/// A table as SQLite understands it, however its SQL was written.
-fn describe(conn: &Connection, table: &str) -> String {
-    let columns = format!(
-        "SELECT '  ' || rtrim(name || ' ' || type) || iif(\"notnull\", ' not null', '')
-                || COALESCE(' default ' || dflt_value, '') || iif(pk, ' key', '')
-         FROM pragma_table_info('{table}')"
-    );
-    let keys = format!(
-        "SELECT '  ' || \"from\" || ' -> ' || \"table\" || ' ' || lower(on_delete)
-         FROM pragma_foreign_key_list('{table}') ORDER BY 1"
-    );
-    let indexes = format!(
-        "SELECT '  ' || iif(list.\"unique\", 'unique ', 'index ') || iif(list.origin = 'c', list.name, 'by constraint') || ' ('
-                || (SELECT group_concat(COALESCE(name, '<expression>') || iif(\"desc\", ' desc', ''), ', ')
-                    FROM pragma_index_xinfo(list.name) WHERE key) || ')'
-                || COALESCE(' ' || substr(made.sql, instr(made.sql, 'WHERE')) , '')
-         FROM pragma_index_list('{table}') AS list
-         LEFT JOIN sqlite_schema AS made ON made.name = list.name AND list.partial ORDER BY 1"
-    );
-    let counted: Vec<bool> =
-        query(conn, &format!("SELECT sql LIKE '%AUTOINCREMENT%' FROM sqlite_schema WHERE name = '{table}'"));
-    let mut text = format!("{table}{}\n", if counted[0] { " (ids are never reused)" } else { "" });
-    for line in [columns, keys, indexes].iter().flat_map(|sql| query::<String>(conn, sql)) {
-        text += &format!("{line}\n");
-    }
-    text
-}
-
-fn query<T: rusqlite::types::FromSql>(conn: &Connection, sql: &str) -> Vec<T> {
-    let mut statement = conn.prepare(sql).unwrap();
-    let rows = statement.query_map([], |row| row.get(0)).unwrap();
-    rows.map(Result::unwrap).collect()
-}
+// ---- around files ---------------------------------------------------------------------------------------------------
 
 fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
     listing(directory).into_iter().map(|name| (name.clone(), fs::read(directory.join(name)).unwrap())).collect()

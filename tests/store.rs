@@ -1293,29 +1293,55 @@ fn adopted_files_are_cleaned_only_when_asked_and_after_an_interval() {
         opened.writer.execute_batch(origin).unwrap();
         aged_rows(opened);
     };
-    let stale =
-        "INSERT INTO User VALUES (9, 'x', 0, '', 1, 1, NULL); INSERT INTO UserChannelState VALUES (9, 1, 0, 1, 1)";
-    let rounds_end = |server: &Server| {
-        server.eventually("a round", || value::<i64>(&server.shell(), "SELECT count(*) FROM UserChannelState") == 0);
+    // A round begins with the repair of such a row, so the one before it has ended.
+    let begin_round = |server: &Server| {
+        let unrooted = "INSERT INTO Message (id, channel_id, author_nickname, content, created_at)
+                        VALUES (9000, 2, 'bo', 'unrooted', 1)";
+        server.shell().execute_batch(unrooted).unwrap();
+        server.clock.pass(Duration::from_secs(7200));
+        let repaired = "SELECT count(*) FROM Message WHERE thread_root_id IS NULL";
+        server.eventually("a round", || value::<i64>(&server.shell(), repaired) == 0);
+        server.shell().execute_batch("DELETE FROM Message WHERE id = 9000").unwrap();
+    };
+    let stored = |server: &Server| {
+        let tables = ["Message", "UserChannelState", "DMInvite", "DiscoveredServer", "Channel WHERE is_dm"];
+        tables.map(|table| value::<i64>(&server.shell(), &format!("SELECT count(*) FROM {table}")))
     };
     let server = Server::prepared(|opened| {
         adopt(opened);
-        opened.writer.execute_batch(stale).unwrap();
+        opened
+            .writer
+            .execute_batch(
+                "INSERT INTO User VALUES (9, 'x', 0, '', 1, 1, NULL);
+                 INSERT INTO UserChannelState VALUES (9, 1, 0, 1, 1);
+                 INSERT INTO DMInvite (id, initiator_user_id, target_session_id, created_at) VALUES (1, 9, 5, 1);
+                 INSERT INTO DiscoveredServer (hostname, port, name, description, last_heartbeat, discovered_via, created_at)
+                     VALUES ('h', 1, '', '', 1, 'gossip', 1);
+                 INSERT INTO Channel (name, display_name, created_at, is_dm) VALUES ('dm_5_6', '', 1, 1)",
+            )
+            .unwrap();
     });
-    let stored = |server: &Server| value::<i64>(&server.shell(), "SELECT count(*) FROM Message");
-    rounds_end(&server);
-    server.clock.pass(Duration::from_secs(7200));
-    server.shell().execute_batch("INSERT INTO UserChannelState VALUES (9, 1, 0, 1, 1)").unwrap();
-    server.clock.pass(Duration::from_secs(7200));
-    rounds_end(&server);
-    assert_eq!(stored(&server), 705, "nobody asked for it");
+    for _ in 0..3 {
+        begin_round(&server);
+    }
+    assert_eq!(stored(&server), [705, 1, 1, 1, 1], "nobody asked for it");
+    let server = server.restarted(Some(false), |_| ());
+    for _ in 0..3 {
+        begin_round(&server);
+    }
+    assert_eq!(stored(&server), [705, 1, 1, 1, 1], "the operator refused");
+    // What our own users left goes at once, and last of what a first round does.
     let server = server.restarted(Some(true), |opened| {
-        opened.writer.execute_batch("INSERT INTO UserChannelState VALUES (9, 1, 0, 1, 1)").unwrap();
+        let left_here =
+            "INSERT INTO Channel (id, name, display_name, created_at, is_dm) VALUES (77, 'dm_7_8', '', 1, 1);
+                         INSERT INTO scd_dm_former (channel_id, nickname, left_at) VALUES (77, 'x', 1)";
+        opened.writer.execute_batch(left_here).unwrap();
     });
-    rounds_end(&server);
-    assert_eq!(stored(&server), 705, "not at once");
+    let left_here = "SELECT count(*) FROM Channel WHERE id = 77";
+    server.eventually("the first round", || value::<i64>(&server.shell(), left_here) == 0);
+    assert_eq!(stored(&server), [705, 1, 1, 1, 1], "not at once");
     server.clock.pass(Duration::from_secs(3600));
-    server.eventually("the clean-up", || stored(&server) < 705);
+    server.eventually("the clean-up", || stored(&server) == [1, 0, 0, 0, 0]);
 }
 
 #[test]

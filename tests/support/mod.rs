@@ -19,9 +19,11 @@
 pub mod browser;
 pub mod client;
 pub mod clock;
+pub mod content;
 pub mod host;
 pub mod http;
 pub mod link;
+pub mod old_file;
 pub mod server;
 
 #[allow(unused_imports, reason = "each test binary uses the part it needs")]

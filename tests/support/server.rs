@@ -111,8 +111,14 @@ impl Server {
     /// # Panics
     /// With the server's output when it does not come up.
     pub fn start(settings: Settings) -> Self {
+        Self::start_on(settings, |_| ())
+    }
+
+    /// As [`Self::start`], on the database that `make` puts at the path it is given.
+    pub fn start_on(settings: Settings, make: impl FnOnce(&Path)) -> Self {
         let directory = TempDir::with_prefix("scd-").unwrap();
         let mut server = Self { directory, settings, port: free_port(), socket: None, child: None };
+        make(&server.database());
         server.resume();
         server
     }

@@ -7,6 +7,7 @@ use rusqlite::{Connection, params};
 
 use super::channels;
 use super::dm_rows::{self, Key, Pair, is_encrypted, pair_name};
+use super::messages;
 use super::row::{self, FOREIGN_KEY, Failure, Text};
 use super::visitors::SessionIds;
 use super::writer::Scope;
@@ -312,6 +313,7 @@ fn remove(scope: &mut Scope<'_>, channel: ChannelId, who: &Participant) -> Resul
         params![channel.as_sql(), key.user()],
     )?;
     let remains = "SELECT 1 FROM ChannelParticipant WHERE channel_id = ?1";
+    note_former(scope, channel, who)?;
     let rest = if row::exists(scope.conn, remains, [channel.as_sql()])? {
         note_leaving(scope, channel, who)?;
         channels::find(scope.conn, scope.sessions, channel)?
@@ -337,16 +339,26 @@ fn remove_messages(conn: &Connection, channel: ChannelId, budget: usize) -> rusq
     Ok(removed)
 }
 
+/// Which conversations without anybody in them are cleaned up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Abandoned {
+    /// Those that our own users left.
+    LeftHere,
+    /// Those that other programs left behind as well.
+    All,
+}
+
 /// Goes on where [`remove`] stopped: about `budget` rows at once, 0 when nothing is left to do. Whoever has access but is no
 /// participant may be somebody that the existing server knows.
-pub(super) fn clean_abandoned(conn: &Connection, budget: usize) -> rusqlite::Result<usize> {
+pub(super) fn clean_abandoned(conn: &Connection, which: Abandoned, budget: usize) -> rusqlite::Result<usize> {
     let abandoned = row::first(
         conn,
         "SELECT id FROM Channel AS c
          WHERE is_dm <> 0 AND NOT EXISTS (SELECT 1 FROM ChannelParticipant WHERE channel_id = c.id)
            AND NOT EXISTS (SELECT 1 FROM ChannelAccess WHERE channel_id = c.id)
+           AND (?1 OR EXISTS (SELECT 1 FROM scd_dm_former WHERE channel_id = c.id))
          LIMIT 1",
-        [],
+        [which == Abandoned::All],
         |row| row::number(row, 0).map(ChannelId::from_sql),
     )?;
     // The conversation itself counts as a row, so that the next one is looked for.
@@ -367,13 +379,18 @@ pub(super) fn forget_earlier_visitors(conn: &Connection, sessions: SessionIds, n
     row::execute(conn, "DELETE FROM ChannelParticipant WHERE user_id IS NULL AND session_id <= ?1", [first])
 }
 
-/// For whoever stays: a line in the history, and with whom the conversation was.
-fn note_leaving(scope: &mut Scope<'_>, channel: ChannelId, who: &Participant) -> Result<(), Failure> {
+/// With whom the conversation was, and that it was left here.
+fn note_former(scope: &Scope<'_>, channel: ChannelId, who: &Participant) -> rusqlite::Result<()> {
     row::execute(
         scope.conn,
         "INSERT INTO scd_dm_former (channel_id, user_id, nickname, left_at) VALUES (?1, ?2, ?3, ?4)",
         params![channel.as_sql(), who.user.map(UserId::as_sql), Text(&who.nickname), scope.now],
-    )?;
+    )
+    .map(drop)
+}
+
+/// A line in the history for whoever stays.
+fn note_leaving(scope: &mut Scope<'_>, channel: ChannelId, who: &Participant) -> Result<(), Failure> {
     let id = scope.ids.next(scope.now).ok_or(Refusal::Database)?;
     let line = [&who.nickname[..], b" has left the conversation"].concat();
     row::execute(
@@ -382,5 +399,6 @@ fn note_leaving(scope: &mut Scope<'_>, channel: ChannelId, who: &Participant) ->
          VALUES (?1, ?2, ?1, '', ?3, ?4)",
         params![id, channel.as_sql(), Text(&line), scope.now],
     )?;
+    messages::note_activity(scope, id, id)?;
     Ok(())
 }

@@ -75,12 +75,19 @@ impl Drop for DatabaseLock {
     }
 }
 
-/// The process id of another program that has the SQLite database at `path` open: each keeps a lock on it while it works
-/// with a write-ahead log, or is inside a transaction without one. `None` as well when the file cannot be asked.
+/// Another program that has a database open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OtherUser {
+    /// `None` where the system does not tell, across containers for instance.
+    pub pid: Option<u32>,
+}
+
+/// Another program that has the SQLite database at `path` open: each keeps a lock on it while it works with a write-ahead
+/// log, or is inside a transaction without one. `None` as well when the file cannot be asked.
 ///
 /// Closing the file gives up the locks this process has on it, so it must not be called with a connection open.
 #[must_use]
-pub fn other_user(path: &Path) -> Option<u32> {
+pub fn other_user(path: &Path) -> Option<OtherUser> {
     /// Where SQLite locks: 512 bytes from its pending byte on.
     const LOCKED_BYTES: (libc::off_t, libc::off_t) = (0x4000_0000, 512);
     let file = File::open(path).ok()?;
@@ -95,7 +102,7 @@ pub fn other_user(path: &Path) -> Option<u32> {
         (libc::fcntl(file.as_raw_fd(), libc::F_GETLK, &raw mut lock), lock)
     };
     let is_locked = outcome == 0 && i32::from(lock.l_type) != libc::F_UNLCK;
-    is_locked.then(|| u32::try_from(lock.l_pid).unwrap_or(0))
+    is_locked.then(|| OtherUser { pid: u32::try_from(lock.l_pid).ok().filter(|pid| *pid != 0) })
 }
 
 /// `path` with `suffix` added to its file name, as SQLite names its side files.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, params};
 
+use super::dms::{self, Abandoned};
 use super::fault::Fault;
 use super::lock::beside;
 use super::open::{Checkpoints, OpenError, Origin, spare_log};
@@ -19,7 +20,7 @@ use super::repair::repair_thread_roots;
 use super::row;
 use super::visitors::SessionIds;
 use super::writer::{Job, Order, Task, Work};
-use super::{Clock, Observe, Retention, dms};
+use super::{Clock, Observe, Retention};
 
 /// How often sizes are looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -34,9 +35,6 @@ const WAL_BYTES_CHECKPOINT: u64 = 4 << 20;
 const BATCH: usize = 200;
 
 const HOUR_MS: i64 = 3_600_000;
-const READ_STATE_DAYS: i64 = 90;
-const INVITE_DAYS: i64 = 30;
-const DISCOVERED_SERVER_DAYS: i64 = 7;
 
 pub(super) struct Maintenance {
     pub(super) conn: Connection,
@@ -66,8 +64,7 @@ enum Chore {
     Prune,
     /// What a crash left of visitors in direct messages.
     ForgetVisitors,
-    /// Direct messages that everybody has left.
-    CleanDms,
+    CleanDms(Abandoned),
 }
 
 /// The last count of rows.
@@ -104,7 +101,7 @@ impl Maintenance {
     pub(super) fn run(self) {
         let cleaning = cleaning(self.retention.enforce, self.origin);
         let interval = self.retention.interval.max(TICK);
-        let mut chores = VecDeque::from(round(cleaning, true));
+        let mut chores = VecDeque::from(round(cleaning, self.origin, true));
         let (mut looked_at, mut census) = (None, Census::default());
         let mut round_at = self.clock.monotonic();
         while !self.is_stopped(if chores.is_empty() { TICK } else { Duration::ZERO }) {
@@ -116,7 +113,7 @@ impl Maintenance {
             }
             if chores.is_empty() && now.saturating_sub(round_at) >= interval {
                 round_at = now;
-                chores.extend(round(cleaning, false));
+                chores.extend(round(cleaning, self.origin, false));
             }
             if let Some(chore) = chores.pop_front()
                 && let Some(rest) = self.advance(chore)
@@ -171,13 +168,15 @@ impl Maintenance {
         let changed = match chore {
             Chore::RepairRoots => self.write(Order::Alone, Box::new(|conn, _| repair_thread_roots(conn, BATCH))),
             Chore::CleanMessages { .. } => self.write(shared, Box::new(|conn, now| clean_messages(conn, now, BATCH))),
-            Chore::ForgetReadStates => self.write(shared, Box::new(|conn, now| forget_read_states(conn, now, BATCH))),
+            Chore::ForgetReadStates => self.write(shared, Box::new(|conn, now| READ_MARKS.remove(conn, now, BATCH))),
             Chore::Prune => self.write(shared, Box::new(prune)),
             Chore::ForgetVisitors => {
                 let sessions = self.sessions;
                 self.write(shared, Box::new(move |conn, now| dms::forget_earlier_visitors(conn, sessions, now)))
             }
-            Chore::CleanDms => self.write(shared, Box::new(|conn, _| dms::clean_abandoned(conn, BATCH))),
+            Chore::CleanDms(which) => {
+                self.write(shared, Box::new(move |conn, _| dms::clean_abandoned(conn, which, BATCH)))
+            }
             Chore::Announce(cleaning) => {
                 self.announce(cleaning);
                 None
@@ -207,17 +206,23 @@ impl Maintenance {
     }
 
     fn announce(&self, cleaning: Cleaning) {
-        match (expired(&self.conn, self.clock.wall_ms()), cleaning) {
-            (Ok(0), _) => (),
-            (Ok(messages), Cleaning::AfterAnInterval) => {
-                let minutes = self.retention.interval.as_secs() / 60;
-                tracing::warn!(messages, minutes, "messages older than their channels keep them will be removed");
-            }
-            (Ok(messages), _) => tracing::warn!(
+        let Outdated { messages, read_marks, invitations, servers } =
+            match Outdated::count(&self.conn, self.clock.wall_ms()) {
+                Ok(outdated) if outdated == Outdated::default() => return,
+                Ok(outdated) => outdated,
+                Err(error) => return tracing::warn!(%error, "cannot count what has outlived its time"),
+            };
+        if cleaning == Cleaning::AfterAnInterval {
+            let minutes = self.retention.interval.as_secs() / 60;
+            tracing::warn!(messages, read_marks, invitations, servers, minutes, "old rows will be removed");
+        } else {
+            tracing::warn!(
                 messages,
-                "messages are older than their channels keep them; set [retention] enforce to true to have them removed"
-            ),
-            (Err(error), _) => tracing::warn!(%error, "cannot count the messages that have expired"),
+                read_marks,
+                invitations,
+                servers,
+                "rows have outlived their time, but nothing is removed; set [retention] enforce to true to have it done"
+            );
         }
     }
 }
@@ -231,12 +236,18 @@ fn cleaning(enforce: Option<bool>, origin: Origin) -> Cleaning {
     }
 }
 
-/// The repair first: what follows goes by thread roots.
-fn round(cleaning: Cleaning, is_first: bool) -> Vec<Chore> {
-    let mut chores = vec![Chore::RepairRoots, Chore::ForgetReadStates, Chore::Prune];
+/// The repair first: what follows goes by thread roots. In a file of another program nothing goes for its age before the
+/// operator agreed, be it small; what our own users leave for good is their affair.
+fn round(cleaning: Cleaning, origin: Origin, is_first: bool) -> Vec<Chore> {
+    let is_ours = matches!(origin, Origin::Created { .. });
+    let is_agreed = is_ours || (cleaning == Cleaning::AfterAnInterval && !is_first);
+    let mut chores = vec![Chore::RepairRoots];
+    if is_agreed {
+        chores.extend([Chore::ForgetReadStates, Chore::Prune]);
+    }
     // Of visitors in a file of another program nothing is taken that its operator might still look for.
     chores.extend((cleaning == Cleaning::Now && is_first).then_some(Chore::ForgetVisitors));
-    chores.push(Chore::CleanDms);
+    chores.push(Chore::CleanDms(if is_agreed { Abandoned::All } else { Abandoned::LeftHere }));
     chores.extend(match (cleaning, is_first) {
         (Cleaning::Now, _) | (Cleaning::AfterAnInterval, false) => Some(Chore::CleanMessages { cleaned: 0 }),
         (Cleaning::AfterAnInterval | Cleaning::Unasked, true) => Some(Chore::Announce(cleaning)),
@@ -297,7 +308,27 @@ fn remove_from_thread(conn: &Connection, root: i64, budget: usize) -> rusqlite::
     Ok(newest.len())
 }
 
-/// How many messages a clean-up would remove.
+/// What a clean-up would remove.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Outdated {
+    messages: i64,
+    read_marks: i64,
+    invitations: i64,
+    servers: i64,
+}
+
+impl Outdated {
+    fn count(conn: &Connection, now: i64) -> rusqlite::Result<Self> {
+        let number = |table: &Aged| conn.query_row(&table.count(), [table.oldest_kept(now)], |row| row.get(0));
+        Ok(Self {
+            messages: expired(conn, now)?,
+            read_marks: number(&READ_MARKS)?,
+            invitations: number(&INVITATIONS)?,
+            servers: number(&SERVERS)?,
+        })
+    }
+}
+
 fn expired(conn: &Connection, now: i64) -> rusqlite::Result<i64> {
     conn.query_row(
         "SELECT count(*) FROM Channel AS c
@@ -312,22 +343,45 @@ fn expired(conn: &Connection, now: i64) -> rusqlite::Result<i64> {
     )
 }
 
-fn forget_read_states(conn: &Connection, now: i64, budget: usize) -> rusqlite::Result<usize> {
-    row::execute(
-        conn,
-        "DELETE FROM UserChannelState WHERE rowid IN (SELECT rowid FROM UserChannelState WHERE updated_at < ?1 LIMIT ?2)",
-        params![days_before(now, READ_STATE_DAYS) / 1000, i64::try_from(budget).unwrap_or(i64::MAX)],
-    )
+/// A table whose rows go by age alone.
+pub(super) struct Aged {
+    pub(super) table: &'static str,
+    column: &'static str,
+    /// Milliseconds in one unit of the column.
+    unit_ms: i64,
+    days: i64,
 }
 
-/// Invitations nobody answered and servers nobody hears of any more: small tables, done at once.
+pub(super) const READ_MARKS: Aged = Aged { table: "UserChannelState", column: "updated_at", unit_ms: 1000, days: 90 };
+/// Nobody answered them.
+pub(super) const INVITATIONS: Aged = Aged { table: "DMInvite", column: "created_at", unit_ms: 1, days: 30 };
+/// Nobody hears of them any more.
+pub(super) const SERVERS: Aged = Aged { table: "DiscoveredServer", column: "last_heartbeat", unit_ms: 1, days: 7 };
+
+impl Aged {
+    /// SQL that counts what is older than its parameter, [`Self::oldest_kept`].
+    pub(super) fn count(&self) -> String {
+        format!("SELECT count(*) FROM {} WHERE {} < ?1", self.table, self.column)
+    }
+
+    pub(super) fn oldest_kept(&self, now: i64) -> i64 {
+        now.saturating_sub(self.days * 24 * HOUR_MS) / self.unit_ms
+    }
+
+    fn remove(&self, conn: &Connection, now: i64, budget: usize) -> rusqlite::Result<usize> {
+        let Self { table, column, .. } = self;
+        let budget = i64::try_from(budget).unwrap_or(i64::MAX);
+        row::execute(
+            conn,
+            &format!("DELETE FROM {table} WHERE rowid IN (SELECT rowid FROM {table} WHERE {column} < ?1 LIMIT ?2)"),
+            [self.oldest_kept(now), budget],
+        )
+    }
+}
+
+/// Small tables, done in one batch.
 fn prune(conn: &Connection, now: i64) -> rusqlite::Result<usize> {
-    row::execute(conn, "DELETE FROM DMInvite WHERE created_at < ?1", [days_before(now, INVITE_DAYS)])?;
-    let oldest_heard = days_before(now, DISCOVERED_SERVER_DAYS);
-    row::execute(conn, "DELETE FROM DiscoveredServer WHERE last_heartbeat < ?1", [oldest_heard])?;
+    INVITATIONS.remove(conn, now, usize::MAX)?;
+    SERVERS.remove(conn, now, usize::MAX)?;
     Ok(0)
-}
-
-fn days_before(now: i64, days: i64) -> i64 {
-    now.saturating_sub(days * 24 * HOUR_MS)
 }

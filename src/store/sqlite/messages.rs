@@ -53,6 +53,7 @@ pub(super) fn post(
     );
     // Parent and root were just found, so a missing row can only be the channel's.
     insert.map_err(row::constraints(&[(FOREIGN_KEY, Refusal::ChannelNotFound)]))?;
+    note_activity(scope, id.as_sql(), thread_root.as_sql())?;
     Ok(Event::Posted(Message {
         id,
         channel,
@@ -64,6 +65,24 @@ pub(super) fn post(
         edited_at: None,
         reply_count: 0,
     }))
+}
+
+/// Whether the file is of a version (14 and up) whose messages know when their thread was last written to.
+pub(super) fn tracks_activity(conn: &Connection) -> rusqlite::Result<bool> {
+    row::exists(conn, "SELECT 1 FROM pragma_table_info('Message') WHERE name = 'last_activity_at'", [])
+}
+
+/// Does for the message just stored, and its thread, what the server of that version would have done (BEHAVIOUR.md 8.2):
+/// it orders threads by this column.
+pub(super) fn note_activity(scope: &Scope<'_>, id: i64, thread_root: i64) -> rusqlite::Result<()> {
+    if scope.tracks_activity {
+        row::execute(
+            scope.conn,
+            "UPDATE Message SET last_activity_at = max(COALESCE(last_activity_at, created_at), ?3) WHERE id IN (?1, ?2)",
+            [id, thread_root, scope.now],
+        )?;
+    }
+    Ok(())
 }
 
 /// Who takes part in a DM may act in it; nobody else may, admins included.

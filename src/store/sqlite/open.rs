@@ -13,9 +13,9 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, params};
 
 use super::backup::{self, BackupError};
-use super::lock::{DatabaseLock, LockError, beside};
+use super::lock::{DatabaseLock, LockError, beside, other_user};
 use super::migrations::{self, MigrationError};
-use super::repair;
+use super::{repair, survey};
 
 /// How long a statement waits for another program's lock, the operator's `sqlite3` for instance.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(5000);
@@ -113,6 +113,10 @@ pub enum OpenError {
     #[error("database {} cannot use a write-ahead log (journal mode {mode}): put it on a local file system",
         .path.display())]
     NoWal { path: PathBuf, mode: String },
+    #[error("database {} is in use by another program{}: stop the server that has had it until now, and whatever else has \
+        it open, before this one takes it over", .path.display(),
+        .pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default())]
+    InUse { path: PathBuf, pid: Option<u32> },
     #[error("no backup of {}, so it was not migrated: {source}", .path.display())]
     Backup { path: PathBuf, source: BackupError },
     #[error("cannot bring database {} up to date: {source}", .path.display())]
@@ -132,7 +136,11 @@ pub fn open(path: &Path, options: &OpenOptions, now_ms: i64) -> Result<Opened, O
     let mut directories = Undo::default();
     let path = resolve(path, options, &mut directories)?;
     let lock = DatabaseLock::take(&path).map_err(|source| OpenError::Lock { path: path.clone(), source })?;
-    look(&path)?;
+    let is_known = look(&path)?;
+    let other_user = other_user(&path);
+    if let Some(user) = other_user.filter(|_| !is_known) {
+        return Err(OpenError::InUse { path, pid: user.pid });
+    }
     let mut files = create_if_missing(&path)?;
     let writer = connect(&path)?;
     spare_log(&writer, options.checkpoints).map_err(sqlite_error(&path))?;
@@ -142,6 +150,10 @@ pub fn open(path: &Path, options: &OpenOptions, now_ms: i64) -> Result<Opened, O
         Contents::Ours { version } => upgrade(&writer, &path, version, options.durability, now_ms)?,
     };
     settle(&writer, options.checkpoints).map_err(sqlite_error(&path))?;
+    if let (Some(user), Ok(Origin::Adopted { .. })) = (other_user, origin(&writer)) {
+        let pid = user.pid.unwrap_or_default();
+        tracing::warn!(pid, "another program has the database open: no other server may run on it");
+    }
     directories.0.clear();
     files.0.clear();
     let checkpoints = options.checkpoints;
@@ -235,15 +247,18 @@ fn create_directory(directory: &Path, undo: &mut Undo) -> Result<(), OpenError> 
 }
 
 /// Refuses what is not for us before anything can change the file: a connection that may write would roll back a
-/// journal or fold the WAL in when it closes.
-fn look(path: &Path) -> Result<(), OpenError> {
+/// journal or fold the WAL in when it closes. Returns whether a server of ours has had the file before, or nobody has.
+fn look(path: &Path) -> Result<bool, OpenError> {
     match read_magic(path)? {
         magic if magic.is_empty() && has_bytes(&beside(path, "-wal")) => Err(OpenError::OrphanedWal(path.to_owned())),
-        magic if magic.is_empty() => Ok(()),
+        magic if magic.is_empty() => Ok(true),
         magic if magic != MAGIC => Err(OpenError::NotDatabase(path.to_owned())),
         // Half a transaction, which nobody can make sense of before it is rolled back.
-        _ if has_bytes(&beside(path, "-journal")) => Ok(()),
-        _ => inspect(&connect_to_look(path)?, path).map(drop),
+        _ if has_bytes(&beside(path, "-journal")) => Ok(false),
+        _ => {
+            let conn = connect_to_look(path)?;
+            Ok(inspect(&conn, path)? == Contents::Empty || origin(&conn).is_ok())
+        }
     }
 }
 
@@ -381,7 +396,8 @@ fn upgrade(
     now_ms: i64,
 ) -> Result<u32, OpenError> {
     let own = migrations::pending_own(conn).map_err(sqlite_error(path))?;
-    if !migrations::pending(version).is_empty() || !own.is_empty() {
+    let is_changed = !migrations::pending(version).is_empty() || !own.is_empty();
+    if is_changed {
         back_up(conn, path, version, now_ms)?;
     }
     announce_pending(version);
@@ -390,6 +406,9 @@ fn upgrade(
     migrations::migrate(conn, version, migrations::VERSION, now_ms).map_err(failed)?;
     migrations::migrate_own(conn, &own, now_ms).map_err(failed)?;
     record_origin(conn, Origin::Adopted { at_ms: now_ms, schema_version: version }).map_err(sqlite_error(path))?;
+    if is_changed {
+        tell_broken_references(conn).map_err(sqlite_error(path))?;
+    }
     Ok(version.max(migrations::VERSION))
 }
 
@@ -397,6 +416,18 @@ fn back_up(conn: &Connection, path: &Path, version: u32, now_ms: i64) -> Result<
     let backup = backup::back_up_automatically(conn, path, version, now_ms)
         .map_err(|source| OpenError::Backup { path: path.to_owned(), source })?;
     tracing::info!("Created database backup: {}", backup.display());
+    Ok(())
+}
+
+/// Once, when a file is taken over: from then on they are passed over in silence (BEHAVIOUR.md 8.3, point 9).
+fn tell_broken_references(conn: &Connection) -> rusqlite::Result<()> {
+    let rows: u64 = survey::broken_references(conn)?.values().sum();
+    if rows > 0 {
+        tracing::warn!(
+            rows,
+            "references to rows that are gone: such rows are kept and passed over; scd check lists them"
+        );
+    }
     Ok(())
 }
 
@@ -429,6 +460,7 @@ fn record_origin(conn: &Connection, origin: Origin) -> rusqlite::Result<()> {
 
 /// Last steps: small repairs, and what the last owner left in the WAL goes where it belongs.
 fn settle(conn: &Connection, checkpoints: Checkpoints) -> rusqlite::Result<()> {
+    repair::drop_own_leftovers(conn)?;
     let participants = repair::fill_dm_participants(conn)?;
     if participants > 0 {
         tracing::info!(participants, "filled in the participants of old direct messages");

@@ -76,6 +76,22 @@ pub fn fill_dm_participants(conn: &Connection) -> rusqlite::Result<usize> {
     )
 }
 
+/// Removes rows of our own tables that mean nothing any more after another server had the file: their user, channel or
+/// invitation is gone, or a former name has become somebody's nickname. Returns how many.
+///
+/// # Errors
+/// Those of SQLite.
+pub fn drop_own_leftovers(conn: &Connection) -> rusqlite::Result<usize> {
+    const LEFTOVERS: [&str; 3] = [
+        "DELETE FROM scd_login_alias WHERE user_id NOT IN (SELECT id FROM User)
+             OR EXISTS (SELECT 1 FROM User WHERE User.nickname = scd_login_alias.login_name)",
+        "DELETE FROM scd_dm_invite WHERE invite_id NOT IN (SELECT id FROM DMInvite)",
+        "DELETE FROM scd_dm_former WHERE channel_id NOT IN (SELECT id FROM Channel)
+             OR (user_id IS NOT NULL AND user_id NOT IN (SELECT id FROM User))",
+    ];
+    LEFTOVERS.iter().map(|sql| conn.execute(sql, [])).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -55,8 +55,8 @@ pub fn restore(backup: &Path, target: &Path, now_ms: i64) -> Result<Restored, Re
         return Err(RestoreError::Same(target));
     }
     let _lock = DatabaseLock::take(&target).map_err(|source| RestoreError::Running { path: target.clone(), source })?;
-    if let Some(pid) = other_user(&target) {
-        return Err(RestoreError::InUse { path: target.clone(), pid: (pid != 0).then_some(pid) });
+    if let Some(user) = other_user(&target) {
+        return Err(RestoreError::InUse { path: target.clone(), pid: user.pid });
     }
     let mut partial = Partial::create(&beside(&target, ".restoring"))?;
     let survey = fill(backup, &partial)?;

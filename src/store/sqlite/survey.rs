@@ -10,9 +10,11 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
 
-use super::lock::{DatabaseLock, beside, other_user};
+use super::lock::{DatabaseLock, OtherUser, beside, other_user};
+use super::maintenance::{Aged, INVITATIONS, READ_MARKS, SERVERS};
 use super::migrations::{self, Migration};
 use super::open::{self, Contents, OpenError, Origin};
+use super::row;
 
 /// Faults that are listed one by one: with more, the first ones tell enough.
 const FAULTS_LISTED_MAX: usize = 20;
@@ -45,10 +47,23 @@ pub struct Survey {
     pub faults: Vec<String>,
     pub tally: Tally,
     pub oddities: Oddities,
+    /// Who has the file open while it is looked at.
+    pub user: Option<User>,
+    /// Bytes of the write-ahead log beside it, which may hold what is not in the database itself yet.
+    pub log_bytes: u64,
     /// Numbered migrations that opening it would run.
     pub pending: &'static [Migration],
     /// Additions of ours that opening it would make.
     pub pending_own: Vec<&'static Migration>,
+}
+
+/// Somebody who has a database open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum User {
+    /// A server of ours, by its process id.
+    Server { pid: Option<u32> },
+    /// Any other program: an existing server, an operator's shell, a replicator.
+    Other(OtherUser),
 }
 
 /// What two copies of one database must have in common.
@@ -71,8 +86,22 @@ pub struct Oddities {
     pub lost_threads: u64,
     /// Direct messages without participants: opening the file takes those that have access.
     pub bare_dms: u64,
+    /// Direct messages without participants that nobody has access to.
+    pub lonely_dms: u64,
+    /// Channels that no client is shown: private ones, and subchannels of channels that are gone.
+    pub hidden_channels: u64,
+    /// Messages in subchannels that are not there.
+    pub misplaced: u64,
+    /// Visitors in direct messages: live ones, or what a crash left.
+    pub visitors: u64,
+    /// Accounts whose password hash is NULL instead of empty.
+    pub null_passwords: u64,
+    /// Texts and names that are not UTF-8.
+    pub not_utf8: u64,
     /// Messages in threads older than their channel keeps them.
     pub expired: u64,
+    /// Read marks, invitations and servers of the directory that have outlived their time.
+    pub outdated: u64,
 }
 
 /// Looks at the file at `path`; `now_ms` says what is too old. Beside a running server this reads as one more reader; a
@@ -81,8 +110,20 @@ pub struct Oddities {
 /// # Errors
 /// What opening it would say, too; it cannot be copied.
 pub fn survey(path: &Path, depth: Depth, now_ms: i64) -> Result<Survey, OpenError> {
+    let path = &fs::canonicalize(path).map_err(open::io_error("read", path))?;
+    let user = user(path);
+    let log_bytes = fs::metadata(beside(path, "-wal")).map_or(0, |log| log.len());
     let look = Look::at(path)?;
-    survey_connection(look.connection(), path, depth, now_ms)
+    let survey = survey_connection(look.connection(), path, depth, now_ms)?;
+    Ok(Survey { user, log_bytes, ..survey })
+}
+
+/// To be asked before the file is opened, see [`other_user`].
+fn user(path: &Path) -> Option<User> {
+    if DatabaseLock::is_held(path) {
+        return Some(User::Server { pid: DatabaseLock::holder(path) });
+    }
+    other_user(path).map(User::Other)
 }
 
 pub(super) fn survey_connection(
@@ -105,6 +146,8 @@ pub(super) fn survey_connection(
                 oddities: Oddities::default(),
                 pending: migrations::pending(0),
                 pending_own: migrations::OWN.iter().collect(),
+                user: None,
+                log_bytes: 0,
             });
         }
     };
@@ -122,6 +165,8 @@ pub(super) fn survey_connection(
         faults,
         pending: migrations::pending(schema_version),
         pending_own: migrations::pending_own(conn).map_err(&failed)?,
+        user: None,
+        log_bytes: 0,
     })
 }
 
@@ -204,6 +249,8 @@ impl Look {
             return Err(OpenError::NotDatabase(path.to_owned()));
         }
         let has_log = FILES[1..].iter().any(|suffix| open::has_bytes(&beside(path, suffix)));
+        // Whoever has it open may write the next moment, and the log with it.
+        let has_log = has_log || other_user(path).is_some();
         if DatabaseLock::is_held(path) {
             return Ok(Self { conn: connect_beside_a_server(path)?, _copy: None });
         }
@@ -248,7 +295,7 @@ fn copy_apart(path: &Path) -> Result<(TempDir, PathBuf), OpenError> {
             return Ok((directory, copy));
         }
     }
-    Err(OpenError::Changing { path: path.to_owned(), pid: other_user(path) })
+    Err(OpenError::Changing { path: path.to_owned(), pid: other_user(path).and_then(|user| user.pid) })
 }
 
 /// Changes with everything that is written to the files.
@@ -269,7 +316,8 @@ fn faults(conn: &Connection, depth: Depth) -> rusqlite::Result<Vec<String>> {
     Ok(lines.into_iter().filter(|line| line != "ok").collect())
 }
 
-fn broken_references(conn: &Connection) -> rusqlite::Result<BTreeMap<(String, String), u64>> {
+/// Rows whose reference leads nowhere, by table and table referred to.
+pub(super) fn broken_references(conn: &Connection) -> rusqlite::Result<BTreeMap<(String, String), u64>> {
     let mut broken = BTreeMap::new();
     let mut found = conn.prepare("PRAGMA foreign_key_check")?;
     let mut found = found.query([])?;
@@ -279,17 +327,73 @@ fn broken_references(conn: &Connection) -> rusqlite::Result<BTreeMap<(String, St
     Ok(broken)
 }
 
-fn oddities(conn: &Connection, version: u32, now_ms: i64) -> rusqlite::Result<Oddities> {
-    /// Direct messages came with 11, participants with 13.
-    const BARE_DMS: [(u32, &str); 2] = [
+/// `since` which version of the schema a question makes sense, and the question.
+type Since = (u32, &'static str);
+
+const LONELY_DMS: [Since; 2] = [
+    (
+        13,
+        "SELECT count(*) FROM Channel WHERE is_dm = 1
+         AND NOT EXISTS (SELECT 1 FROM ChannelParticipant AS present WHERE present.channel_id = Channel.id)
+         AND NOT EXISTS (SELECT 1 FROM ChannelAccess AS access JOIN User ON User.id = access.user_id
+                         WHERE access.channel_id = Channel.id)",
+    ),
+    (
+        11,
+        "SELECT count(*) FROM Channel WHERE is_dm = 1
+         AND NOT EXISTS (SELECT 1 FROM ChannelAccess AS access JOIN User ON User.id = access.user_id
+                         WHERE access.channel_id = Channel.id)",
+    ),
+];
+
+/// Direct messages came with 11, participants with 13.
+const BARE_DMS: [Since; 2] = [
+    (
+        13,
+        "SELECT count(*) FROM Channel WHERE is_dm = 1
+         AND NOT EXISTS (SELECT 1 FROM ChannelParticipant AS present WHERE present.channel_id = Channel.id)",
+    ),
+    (11, "SELECT count(*) FROM Channel WHERE is_dm = 1"),
+];
+
+const HIDDEN_CHANNELS: [Since; 3] = [
+    (
+        11,
+        "SELECT count(*) FROM Channel WHERE is_dm = 0 AND (is_private <> 0 OR (parent_id IS NOT NULL
+         AND NOT EXISTS (SELECT 1 FROM Channel AS above WHERE above.id = Channel.parent_id)))",
+    ),
+    (
+        10,
+        "SELECT count(*) FROM Channel WHERE is_private <> 0 OR (parent_id IS NOT NULL
+         AND NOT EXISTS (SELECT 1 FROM Channel AS above WHERE above.id = Channel.parent_id))",
+    ),
+    (3, "SELECT count(*) FROM Channel WHERE is_private <> 0"),
+];
+
+const VISITORS: [Since; 1] = [(13, "SELECT count(*) FROM ChannelParticipant WHERE user_id IS NULL")];
+
+const NULL_PASSWORDS: [Since; 1] = [(2, "SELECT count(*) FROM User WHERE password_hash IS NULL")];
+
+/// Texts that people wrote. In direct messages what is not UTF-8 is the rule: they are encrypted.
+const TEXTS: [&[Since]; 3] = [
+    &[(0, "SELECT name, display_name, description FROM Channel")],
+    &[
         (
-            13,
-            "SELECT count(*) FROM Channel WHERE is_dm = 1 AND NOT EXISTS
-                 (SELECT 1 FROM ChannelParticipant AS present WHERE present.channel_id = Channel.id)",
+            11,
+            "SELECT author_nickname, content FROM Message
+             WHERE channel_id NOT IN (SELECT id FROM Channel WHERE is_dm = 1)",
         ),
-        (11, "SELECT count(*) FROM Channel WHERE is_dm = 1"),
-    ];
-    let bare_dms = BARE_DMS.iter().find(|(since, _)| version >= *since);
+        (0, "SELECT author_nickname, content FROM Message"),
+    ],
+    &[(2, "SELECT nickname FROM User")],
+];
+
+fn oddities(conn: &Connection, version: u32, now_ms: i64) -> rusqlite::Result<Oddities> {
+    let since = |questions: &[Since]| {
+        let question = questions.iter().find(|(since, _)| version >= *since);
+        question.map_or(Ok(0), |(_, sql)| count(conn, sql))
+    };
+    let lonely_dms = since(&LONELY_DMS)?;
     Ok(Oddities {
         unrooted: count(conn, "SELECT count(*) FROM Message WHERE thread_root_id IS NULL")?,
         lost_replies: count(
@@ -302,7 +406,21 @@ fn oddities(conn: &Connection, version: u32, now_ms: i64) -> rusqlite::Result<Od
             "SELECT count(DISTINCT thread_root_id) FROM Message AS member WHERE thread_root_id IS NOT NULL
              AND NOT EXISTS (SELECT 1 FROM Message AS root WHERE root.id = member.thread_root_id)",
         )?,
-        bare_dms: bare_dms.map_or(Ok(0), |(_, sql)| count(conn, sql))?,
+        bare_dms: since(&BARE_DMS)?.saturating_sub(lonely_dms),
+        lonely_dms,
+        hidden_channels: since(&HIDDEN_CHANNELS)?,
+        misplaced: count(
+            conn,
+            "SELECT count(*) FROM Message WHERE subchannel_id IS NOT NULL
+             AND NOT EXISTS (SELECT 1 FROM Channel WHERE Channel.id = Message.subchannel_id)",
+        )?,
+        visitors: since(&VISITORS)?,
+        null_passwords: since(&NULL_PASSWORDS)?,
+        not_utf8: TEXTS
+            .iter()
+            .filter_map(|texts| texts.iter().find(|(since, _)| version >= *since))
+            .map(|(_, sql)| broken_texts(conn, sql))
+            .sum::<rusqlite::Result<u64>>()?,
         expired: count(
             conn,
             &format!(
@@ -314,7 +432,33 @@ fn oddities(conn: &Connection, version: u32, now_ms: i64) -> rusqlite::Result<Od
                      < {now_ms} - Channel.message_retention_hours * 3600000"
             ),
         )?,
+        outdated: [READ_MARKS, INVITATIONS, SERVERS]
+            .iter()
+            .map(|aged| outdated(conn, aged, now_ms))
+            .sum::<rusqlite::Result<u64>>()?,
     })
+}
+
+/// Files of early versions lack some of the tables.
+fn outdated(conn: &Connection, aged: &Aged, now_ms: i64) -> rusqlite::Result<u64> {
+    if !conn.table_exists(None, aged.table)? {
+        return Ok(0);
+    }
+    conn.query_row(&aged.count(), [aged.oldest_kept(now_ms)], |row| row.get::<_, i64>(0)).map(i64::unsigned_abs)
+}
+
+/// Cells of a query that hold text which is not UTF-8.
+fn broken_texts(conn: &Connection, sql: &str) -> rusqlite::Result<u64> {
+    let mut statement = conn.prepare(sql)?;
+    let columns = statement.column_count();
+    let mut rows = statement.query([])?;
+    let mut broken = 0;
+    while let Some(row) = rows.next()? {
+        for column in 0..columns {
+            broken += u64::from(std::str::from_utf8(row::bytes(row, column)?).is_err());
+        }
+    }
+    Ok(broken)
 }
 
 fn count(conn: &Connection, sql: &str) -> rusqlite::Result<u64> {

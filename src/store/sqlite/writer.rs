@@ -69,6 +69,8 @@ pub(super) struct Scope<'a> {
     pub(super) sessions: SessionIds,
     /// The channels as they were before this transaction.
     pub(super) channels: &'a Table,
+    /// See [`messages::tracks_activity`].
+    pub(super) tracks_activity: bool,
 }
 
 pub(super) struct Writer {
@@ -86,6 +88,7 @@ pub(super) struct Writer {
     sessions: SessionIds,
     /// The channels as shards know them.
     channels: Table,
+    tracks_activity: bool,
     data_version: Option<i64>,
     polled_at: Duration,
     log: Throttle,
@@ -121,6 +124,7 @@ impl Writer {
         let Inputs { checkpoints, queue, channels, sessions, deliver, clock, observe } = inputs;
         Ok(Self {
             ids: Snowflake::above(messages::newest_id(&conn)?),
+            tracks_activity: messages::tracks_activity(&conn)?,
             conn,
             _lock: lock,
             wal: beside(path, "-wal"),
@@ -258,8 +262,8 @@ impl Writer {
 
     /// Applies one job, all of it or nothing.
     fn apply(&mut self, job: &Job) -> Result<Done, Failure> {
-        // A post is one statement, which SQLite takes back by itself when it fails.
-        if matches!(job, Job::Command(Submission { command: Command::Post { .. }, .. })) {
+        // A post is usually one statement, which SQLite takes back by itself when it fails.
+        if !self.tracks_activity && matches!(job, Job::Command(Submission { command: Command::Post { .. }, .. })) {
             return self.perform(job);
         }
         row::execute(&self.conn, "SAVEPOINT job", [])?;
@@ -282,6 +286,7 @@ impl Writer {
             visitors: &self.visitors,
             sessions: self.sessions,
             channels: &self.channels,
+            tracks_activity: self.tracks_activity,
         };
         match job {
             Job::Command(submission) => perform(scope, &submission.command).map(Done::Event),
