@@ -6,6 +6,7 @@ pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod directory;
 pub mod doctor;
 pub mod errors;
 pub mod handlers;

@@ -108,8 +108,8 @@ impl Link {
     pub fn connect_web(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
-        let (socket, _) =
-            tungstenite::client(format!("ws://{address}/ws"), stream).map_err(|error| io::Error::other(error.to_string()))?;
+        let (socket, _) = tungstenite::client(format!("ws://{address}/ws"), stream)
+            .map_err(|error| io::Error::other(error.to_string()))?;
         Ok(Self::over(Carrier::Web(Box::new(socket))))
     }
 
