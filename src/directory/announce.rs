@@ -152,6 +152,7 @@ async fn answered(peer: &mut Peer) -> Result<Option<Said>, DialError> {
 }
 
 /// What came of a heartbeat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pulse {
     /// The next one is due then.
     Due(Duration),
@@ -162,31 +163,64 @@ enum Pulse {
     Failed,
 }
 
+/// What a directory is known to think of us since the last registration.
+#[derive(Debug, Default)]
+struct Standing {
+    is_listed: Option<bool>,
+    failures: u32,
+}
+
+/// What follows from a heartbeat.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    BeatAfter(Duration),
+    /// No heartbeats until the next registration.
+    Rest,
+    RegisterNow,
+    /// It was told twice that we are here, and did not find us.
+    NotFound,
+}
+
+impl Standing {
+    fn after(&mut self, pulse: Pulse, random: u64) -> Next {
+        match pulse {
+            Pulse::Due(next) => {
+                *self = Self { is_listed: Some(true), failures: 0 };
+                // A little early: three missed ones are too many.
+                Next::BeatAfter(next - jitter(next / 10, random))
+            }
+            // A verification may take its time.
+            Pulse::Unknown if self.is_listed.is_none() => {
+                self.is_listed = Some(false);
+                Next::BeatAfter(RETRY)
+            }
+            // It has lost us, and can have us again.
+            Pulse::Unknown if self.is_listed == Some(true) => Next::RegisterNow,
+            Pulse::Unknown => Next::NotFound,
+            Pulse::Unwanted => Next::Rest,
+            Pulse::Failed => {
+                self.failures += 1;
+                Next::BeatAfter(retry(self.failures, random))
+            }
+        }
+    }
+}
+
 /// Sends heartbeats until it is time to register anew; `false` when the directory does not list us.
 async fn keep_up(site: &Site, directory: &Endpoint) -> bool {
     let until = clock::monotonic() + ANNOUNCE_EVERY + jitter(ANNOUNCE_EVERY / 10, random());
-    let mut pause = FIRST_HEARTBEAT;
-    let (mut is_listed, mut failures) = (None, 0);
+    let left = || until.saturating_sub(clock::monotonic());
+    let mut standing = Standing::default();
+    let mut next = Next::BeatAfter(FIRST_HEARTBEAT);
     loop {
-        let left = until.saturating_sub(clock::monotonic());
-        at(site!("wait for the next heartbeat"), sleep(pause.min(left))).await;
-        if pause >= left {
-            return is_listed != Some(false);
-        }
-        match heartbeat(directory, &(site.own)()).await {
-            Pulse::Due(next) => {
-                if is_listed != Some(true) {
-                    info!("Directory {directory} lists this server, heartbeats every {} s", next.as_secs());
-                }
-                (is_listed, failures) = (Some(true), 0);
-                // A little early: three missed ones are too many.
-                pause = next - jitter(next / 10, random());
+        match next {
+            Next::BeatAfter(pause) if pause < left() => at(site!("wait for the next heartbeat"), sleep(pause)).await,
+            Next::BeatAfter(_) | Next::Rest => {
+                at(site!("wait to announce again"), sleep(left())).await;
+                return true;
             }
-            // A verification may take its time.
-            Pulse::Unknown if is_listed.is_none() => (is_listed, pause) = (Some(false), RETRY),
-            // It has lost us, and can have us again.
-            Pulse::Unknown if is_listed == Some(true) => return true,
-            Pulse::Unknown => {
+            Next::RegisterNow => return true,
+            Next::NotFound => {
                 let own = (site.own)().address;
                 warn!(
                     "Directory {directory} does not list this server; can it be reached at {}:{}?",
@@ -194,12 +228,12 @@ async fn keep_up(site: &Site, directory: &Endpoint) -> bool {
                 );
                 return false;
             }
-            Pulse::Unwanted => pause = left,
-            Pulse::Failed => {
-                failures += 1;
-                pause = retry(failures, random());
-            }
         }
+        let pulse = heartbeat(directory, &(site.own)()).await;
+        if let (Pulse::Due(interval), false) = (pulse, standing.is_listed == Some(true)) {
+            info!("Directory {directory} lists this server, heartbeats every {} s", interval.as_secs());
+        }
+        next = standing.after(pulse, random());
     }
 }
 
@@ -242,6 +276,38 @@ async fn beat(directory: &Endpoint, own: &ServerRecord) -> Result<u32, DialError
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(300);
+
+    #[test]
+    fn heartbeats_come_a_little_early() {
+        let mut standing = Standing::default();
+        for _ in 0..100 {
+            let Next::BeatAfter(pause) = standing.after(Pulse::Due(INTERVAL), random()) else { panic!("no heartbeat") };
+            assert!((INTERVAL * 9 / 10..=INTERVAL).contains(&pause), "{pause:?}");
+        }
+    }
+
+    #[test]
+    fn who_is_not_found_is_told_after_a_second_look_and_who_is_lost_registers_at_once() {
+        let mut standing = Standing::default();
+        assert_eq!(standing.after(Pulse::Unknown, 0), Next::BeatAfter(RETRY));
+        assert_eq!(standing.after(Pulse::Unknown, 0), Next::NotFound);
+        let mut standing = Standing::default();
+        standing.after(Pulse::Due(INTERVAL), 0);
+        assert_eq!(standing.after(Pulse::Unknown, 0), Next::RegisterNow);
+        assert_eq!(standing.after(Pulse::Unwanted, 0), Next::Rest);
+    }
+
+    #[test]
+    fn a_directory_that_is_away_is_asked_less_and_less_often() {
+        let mut standing = Standing::default();
+        let pauses: Vec<_> = (0..4).map(|_| standing.after(Pulse::Failed, 0)).collect();
+        let minutes = |minutes: u64| Next::BeatAfter(Duration::from_secs(minutes * 60));
+        assert_eq!(pauses, [minutes(1), minutes(2), minutes(4), minutes(8)]);
+        standing.after(Pulse::Due(INTERVAL), 0);
+        assert_eq!(standing.after(Pulse::Failed, 0), minutes(1));
+    }
 
     #[test]
     fn pauses_after_failures_grow_and_differ() {

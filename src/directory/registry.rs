@@ -118,7 +118,8 @@ impl Registry {
     /// The one connection there may be to `target`; `None` while there is one, or when the machine has had enough.
     pub(super) fn dial(&self, target: SocketAddr, is_listed: bool) -> Option<Dialling<'_>> {
         let may = self.attempts.lock().dial(target, is_listed, clock::monotonic_ms());
-        may.then_some(Dialling { registry: self, target })
+        // Only then: dropping one gives the place back.
+        may.then(|| Dialling { registry: self, target })
     }
 
     /// Whether the server was found at `sender`'s address, or at another one of the same name.
@@ -189,6 +190,16 @@ mod tests {
         let (registry, claims) = Registry::new();
         drop(claims);
         assert_eq!(registry.register(record(1), ip(1), 0), Taken::Busy);
+    }
+
+    #[test]
+    fn who_is_refused_a_target_does_not_free_it() {
+        let (registry, _claims) = Registry::new();
+        let target = "198.51.100.1:6465".parse().unwrap();
+        let dialling = registry.dial(target, false).unwrap();
+        assert!(registry.dial(target, false).is_none() && registry.dial(target, true).is_none());
+        drop(dialling);
+        assert!(registry.dial(target, false).is_some());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Plays a script against a server and compares what comes with what should.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -37,6 +37,8 @@ pub struct Stage<'s> {
     pub way: Way,
     /// How long an expected frame may take.
     pub patience: Duration,
+    /// Where the server may connect to us.
+    pub listener: Option<&'s TcpListener>,
     /// Does what makes the server stop.
     pub stop: &'s mut dyn FnMut(),
 }
@@ -74,6 +76,8 @@ struct Player<'s> {
 
 struct Conn {
     link: Link,
+    /// The server opened it, and answers no PING on it.
+    is_accepted: bool,
     /// The version byte of the first frame, which decides what the server may compress; 0 before.
     version: u8,
     last_sent: Instant,
@@ -90,6 +94,18 @@ struct Waiting {
 }
 
 impl Conn {
+    fn new(link: Link, is_accepted: bool) -> Self {
+        Self {
+            link,
+            is_accepted,
+            version: 0,
+            last_sent: clock::instant(),
+            answers: Vec::new(),
+            unasked: Vec::new(),
+            answers_taken: 0,
+        }
+    }
+
     fn is_waiting(&self) -> bool {
         !self.answers.is_empty() || !self.unasked.is_empty()
     }
@@ -127,6 +143,7 @@ impl Player<'_> {
     fn take(&mut self, step: &Item) {
         match &step.what {
             What::Open => self.open(step),
+            What::Accept => self.accept(step),
             What::Send(sent) => self.send(step, sent),
             What::HangUp => self.hang_up(step.conn),
             What::Stop => (self.stage.stop)(),
@@ -143,18 +160,23 @@ impl Player<'_> {
             Way::WebSocket => Link::connect_web(self.stage.address),
         };
         match connected {
-            Ok(link) => {
-                let conn = Conn {
-                    link,
-                    version: 0,
-                    last_sent: clock::instant(),
-                    answers: Vec::new(),
-                    unasked: Vec::new(),
-                    answers_taken: 0,
-                };
-                self.conns.insert(step.conn, conn);
-            }
+            Ok(link) => drop(self.conns.insert(step.conn, Conn::new(link, false))),
             Err(error) => self.found.push(format!("  cannot connect: {error}")),
+        }
+    }
+
+    fn accept(&mut self, step: &Item) {
+        let patience = self.stage.patience;
+        let accepted = self.stage.listener.and_then(|listener| {
+            listener.set_nonblocking(true).unwrap();
+            clock::poll(patience, || listener.accept().ok())
+        });
+        match accepted {
+            Some((stream, _)) => {
+                stream.set_nonblocking(false).unwrap();
+                self.conns.insert(step.conn, Conn::new(Link::of(stream).unwrap(), true));
+            }
+            None => self.found.push("  the server did not connect".to_owned()),
         }
     }
 
@@ -265,7 +287,9 @@ impl Player<'_> {
 
     /// Proves with a PING that nothing unexpected was under way. A connection that never spoke is left alone.
     fn fence(&mut self, number: u32) {
-        let Some(conn) = self.conns.get_mut(&number).filter(|conn| conn.version != 0) else { return };
+        let Some(conn) = self.conns.get_mut(&number).filter(|conn| conn.version != 0 && !conn.is_accepted) else {
+            return;
+        };
         let Value::Object(fields) = json!({ "timestamp": FENCE.to_string() }) else { return };
         if conn.link.send(&encode("PING", conn.version, 0, &fields)).is_err() {
             return self.closed(number);

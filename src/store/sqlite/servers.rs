@@ -199,11 +199,13 @@ fn word(via: DiscoveredVia) -> &'static str {
     }
 }
 
+const _: () = assert!(HOST_BYTES_MAX == 253);
 macro_rules! select {
     ($condition:expr) => {
         concat!(
             "SELECT hostname, port, name, description, user_count, max_users, uptime_seconds, is_public, channel_count
-             FROM DiscoveredServer WHERE ",
+             FROM DiscoveredServer
+             WHERE length(CAST(hostname AS BLOB)) BETWEEN 1 AND 253 AND port BETWEEN 1 AND 65535 AND ",
             $condition,
             " ORDER BY last_heartbeat DESC, id DESC LIMIT ?2"
         )
