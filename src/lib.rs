@@ -7,6 +7,7 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod desk;
+pub mod directory;
 pub mod doctor;
 pub mod errors;
 pub mod handlers;

@@ -16,6 +16,24 @@ pub const LIST_USERS_MAX: u16 = 500;
 /// What a LIST_USERS with limit 0 gets.
 pub const LIST_USERS_DEFAULT: u16 = 100;
 
+/// Largest page of LIST_SERVERS, without the directory itself (BEHAVIOUR.md 6.1).
+pub const LIST_SERVERS_MAX: u16 = 500;
+/// What a LIST_SERVERS with limit 0 gets, and the page of `/servers.json` (BEHAVIOUR.md 6.6).
+pub const LIST_SERVERS_DEFAULT: u16 = 100;
+
+/// Servers that a directory remembers: beyond, one that was not heard of lately makes room.
+pub const SERVERS_MAX: u16 = 10_000;
+
+/// Servers in the directory that one address may have registered, and that may be reached at one address: a name with
+/// a wildcard makes any number of servers out of one machine.
+pub const SERVERS_PER_ADDRESS_MAX: u16 = 32;
+
+/// Bytes of a server's name, and of its description.
+pub const SERVER_TEXT_BYTES_MAX: usize = 500;
+
+/// Bytes of the name or address of a machine, as DNS has it.
+pub const HOST_BYTES_MAX: usize = 253;
+
 /// Targets of one GET_UNREAD_COUNTS (D-68).
 pub const UNREAD_TARGETS_MAX: usize = 1000;
 
@@ -59,5 +77,11 @@ pub const VISITOR_POSTS_REMEMBERED: usize = 65_536;
 const _: () = assert!(LIST_MESSAGES_DEFAULT <= LIST_MESSAGES_MAX);
 const _: () = assert!(LIST_USERS_DEFAULT <= LIST_USERS_MAX);
 const _: () = assert!(WRITER_BATCH_MAX <= WRITER_QUEUE_MAX);
+const _: () = assert!(LIST_SERVERS_DEFAULT <= LIST_SERVERS_MAX);
+// A page of the longest entries, and the directory itself, fit one frame.
+const _: () = assert!(
+    (LIST_SERVERS_MAX as usize + 1) * (HOST_BYTES_MAX + 2 * SERVER_TEXT_BYTES_MAX + 50)
+        < crate::wire::frame::PAYLOAD_BYTES_MAX
+);
 // A page of the longest messages fits one frame, with 100 bytes of other fields each.
 const _: () = assert!(LIST_MESSAGES_MAX as usize * (CONTENT_BYTES_MAX + 100) < crate::wire::frame::PAYLOAD_BYTES_MAX);

@@ -13,6 +13,8 @@ use superchat::ids::{ChannelId, MessageId, SessionId, UserId};
 use superchat::limits::{THREAD_DEPTH_MAX, UNREAD_COUNT_MAX, WRITER_BATCH_MAX, WRITER_QUEUE_MAX};
 #[path = "store/dms.rs"]
 mod dms;
+#[path = "store/servers.rs"]
+mod servers;
 
 use superchat::store::command::NewChannel;
 use superchat::store::query::{Cursor, UnreadTarget};

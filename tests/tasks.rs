@@ -77,6 +77,7 @@ impl Server {
             passwords: Arc::new(Absent(Arc::clone(&bus))),
             bus: Arc::clone(&bus),
             rates: Arc::clone(&rates),
+            registry: superchat::directory::Registry::new().0,
             metrics: Arc::clone(&metrics),
             now: tcp::now(),
             stopwatch: || 0,

@@ -337,6 +337,9 @@ settings! {
         max_users: Option<NonZeroU32> = None, PLAIN.live();
         /// Let servers with private addresses register here.
         allow_private_servers: bool = false, PLAIN;
+        /// The longest pause, in seconds, before this directory again asks listed servers for those that they list; the pauses
+        /// are random, a sixth of it at least. 0 = never.
+        gossip_interval_seconds: Option<Duration> = Some(Duration::from_secs(6 * 3600)), PLAIN.at_least(6).at_most(YEAR_SECONDS);
         /// Directories to register at: `host` or `host:port`, the port is 6465 otherwise.
         announce_to: Vec<Endpoint> = Vec::new(), PLAIN.flag("announce-to");
     }

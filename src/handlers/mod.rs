@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod auth;
 pub mod channels;
+pub mod directory;
 pub mod dms;
 pub mod keys;
 pub mod messages;
@@ -38,8 +39,8 @@ pub fn dispatch(shard: &mut Shard, key: SessionKey, code: u8, payload: &[u8]) {
     if admin::refuse_unless_admin(shard, key, code) {
         return;
     }
-    if directory_required(code) {
-        return shard.error(key, ErrorCode::UnsupportedVersion, "Directory mode not enabled on this server");
+    if directory::refuse_before_reading(shard, key, code) {
+        return;
     }
     match ClientMessage::read(code, payload) {
         Ok(message) => handle(shard, key, message),
@@ -64,11 +65,6 @@ fn account_required(code: u8) -> Option<&'static str> {
         client::DeleteSshKey::CODE => Some("Must be authenticated to delete SSH key"),
         _ => None,
     }
-}
-
-/// Requests that only a directory reads (WIRE.md 8).
-fn directory_required(code: u8) -> bool {
-    matches!(code, client::RegisterServer::CODE | client::Heartbeat::CODE)
 }
 
 /// Every message has its function; one that a part of the server does not serve yet says so.
@@ -116,16 +112,16 @@ fn handle(shard: &mut Shard, key: SessionKey, message: ClientMessage<'_>) {
         ClientMessage::UpdateSshKeyLabel(request) => keys::update_ssh_key_label(shard, key, &request),
         ClientMessage::DeleteSshKey(request) => keys::delete_ssh_key(shard, key, &request),
 
-        ClientMessage::ListServers(request) => users::list_servers(shard, key, &request),
+        ClientMessage::ListServers(request) => directory::list_servers(shard, key, &request),
+        ClientMessage::RegisterServer(request) => directory::register_server(shard, key, &request),
+        ClientMessage::Heartbeat(request) => directory::heartbeat(shard, key, &request),
         ClientMessage::VerifyRegistration(request) => {
             shard.reply(key, server::VerifyResponse { challenge: request.challenge });
         }
         ClientMessage::VerifyResponse(_) => {
             shard.error(key, ErrorCode::InvalidInput, "No pending verification");
         }
-        ClientMessage::RegisterServer(_)
-        | ClientMessage::Heartbeat(_)
-        | ClientMessage::BanUser(_)
+        ClientMessage::BanUser(_)
         | ClientMessage::BanIp(_)
         | ClientMessage::UnbanUser(_)
         | ClientMessage::UnbanIp(_)
@@ -151,7 +147,7 @@ fn unreadable(shard: &mut Shard, key: SessionKey, code: u8, payload: &[u8], erro
             return channels::leave_channel(shard, key, &whichever);
         }
         client::ListServers::CODE if !shard.settings.directory.enabled => {
-            return users::list_servers(shard, key, &client::ListServers { limit: 0 });
+            return directory::list_servers(shard, key, &client::ListServers { limit: 0 });
         }
         // A goodbye needs no reading.
         client::Disconnect::CODE => return shard.close(key, CloseReason::Client),

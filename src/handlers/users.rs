@@ -1,4 +1,4 @@
-//! People, read state, and the list of servers (BEHAVIOUR.md 2.16 GET_USER_INFO, 2.17, 6.1, 7).
+//! People and read state (BEHAVIOUR.md 2.16 GET_USER_INFO, 2.17, 7).
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::shard::{Person, Shard};
 use crate::store::query::UnreadTarget;
 use crate::store::{Answer, Command, Name, Query, Refusal};
 use crate::wire::codec::List;
-use crate::wire::records::{ChannelUserEntry, ServerEntry, UnreadCount, UserEntry};
+use crate::wire::records::{ChannelUserEntry, UnreadCount, UserEntry};
 use crate::wire::{ErrorCode, client, server};
 
 /// GET_USER_INFO: any text may be asked for.
@@ -154,25 +154,6 @@ pub fn update_read_state(shard: &mut Shard, key: SessionKey, request: &client::U
             shard.error(key, ErrorCode::Database, "Failed to update read state");
         }
     });
-}
-
-/// LIST_SERVERS: this server first. Off, the list is empty.
-pub fn list_servers(shard: &mut Shard, key: SessionKey, _request: &client::ListServers) {
-    let directory = shard.settings.directory.clone();
-    let sessions = shard.metrics.global().sessions();
-    let own = ServerEntry {
-        hostname: directory.hostname.as_bytes(),
-        port: directory.port,
-        name: directory.name.as_bytes(),
-        description: directory.description.as_bytes(),
-        user_count: u32::try_from(sessions).unwrap_or(u32::MAX),
-        max_users: directory.users_max,
-        uptime_seconds: shard.uptime_seconds(),
-        is_public: true,
-        channel_count: u32::try_from(shard.channels.top_level().count()).unwrap_or(u32::MAX),
-    };
-    let servers = if directory.enabled { List(vec![own]) } else { List(Vec::new()) };
-    shard.reply(key, server::ServerList { servers });
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -32,7 +33,7 @@ use tracing::{debug, error, warn};
 use super::door::Door;
 use super::{Gate, websocket};
 use crate::clock;
-use crate::profile::tasks::{self, place};
+use crate::profile::tasks::{self, place, site};
 use crate::supervise;
 
 /// The port's name in metrics.
@@ -71,6 +72,19 @@ pub struct Listed {
     pub channel_count: u32,
 }
 
+/// Why there is no list of servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoList {
+    /// This server keeps no directory.
+    Off,
+    /// It could not be read.
+    Failed,
+}
+
+/// This server first, then those it lists.
+pub type ListedServers =
+    Box<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Vec<Listed>, NoList>> + Send>> + Send + Sync>;
+
 #[derive(Serialize)]
 struct Listing {
     count: usize,
@@ -87,8 +101,7 @@ pub struct HttpParts {
     pub trusted_proxies: Vec<IpNet>,
     /// Free of the limit per address.
     pub exempt: Vec<IpNet>,
-    /// This server first, then those it lists; `None` while there is no directory.
-    pub servers: Box<dyn Fn() -> Option<Vec<Listed>> + Send + Sync>,
+    pub servers: ListedServers,
     /// Called should the thread end by itself.
     pub on_panic: Box<dyn FnOnce() + Send>,
 }
@@ -183,10 +196,7 @@ async fn serve(site: Rc<Site>, stream: TcpStream, peer: SocketAddr) {
         return debug!(%error, "connection lost before it was served");
     }
     let upgrade = Cell::new(None);
-    let service = service_fn(|request| {
-        let answer = site.answer(request, peer, &upgrade);
-        async { Ok::<_, Infallible>(answer) }
-    });
+    let service = service_fn(async |request| Ok::<_, Infallible>(site.answer(request, peer, &upgrade).await));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -219,20 +229,20 @@ struct Site {
     gate: Arc<Gate>,
     allowed_origins: Vec<String>,
     trusted_proxies: Vec<IpNet>,
-    servers: Box<dyn Fn() -> Option<Vec<Listed>> + Send + Sync>,
+    servers: ListedServers,
 }
 
 /// Every path that is served here.
 const ROUTES: &[Route] = &[
-    Route { path: "/ws", head: false, answer: |site, visit| site.open_session(visit) },
-    Route { path: "/servers.json", head: true, answer: |site, _| site.list_servers() },
+    Route { path: "/ws", head: false, answer: |site, visit| Box::pin(async { site.open_session(visit) }) },
+    Route { path: "/servers.json", head: true, answer: |site, _| Box::pin(site.list_servers()) },
 ];
 
 struct Route {
     path: &'static str,
     /// Whether HEAD is answered too.
     head: bool,
-    answer: fn(&Site, Visit<'_>) -> Response<String>,
+    answer: for<'a> fn(&'a Site, Visit<'a>) -> Pin<Box<dyn Future<Output = Response<String>> + 'a>>,
 }
 
 /// A request, who sent it, and where to leave the connection if it becomes a session.
@@ -243,7 +253,7 @@ struct Visit<'a> {
 }
 
 impl Site {
-    fn answer(
+    async fn answer(
         &self,
         request: Request<Incoming>,
         peer: SocketAddr,
@@ -255,7 +265,7 @@ impl Site {
         let mut response = match route {
             None => text(StatusCode::NOT_FOUND, "not found"),
             Some(route) if request.method() == Method::GET || (route.head && is_head) => {
-                (route.answer)(self, Visit { request, peer, upgrade })
+                (route.answer)(self, Visit { request, peer, upgrade }).await
             }
             Some(route) => {
                 let allowed = if route.head { "GET, HEAD" } else { "GET" };
@@ -302,8 +312,12 @@ impl Site {
             || self.allowed_origins.iter().any(|allowed| allowed.as_bytes().eq_ignore_ascii_case(origin.as_bytes()))
     }
 
-    fn list_servers(&self) -> Response<String> {
-        let Some(servers) = (self.servers)() else { return text(StatusCode::NOT_FOUND, "not found") };
+    async fn list_servers(&self) -> Response<String> {
+        let servers = match tasks::at(site!("wait for the list of servers"), (self.servers)()).await {
+            Ok(servers) => servers,
+            Err(NoList::Off) => return text(StatusCode::NOT_FOUND, "not found"),
+            Err(NoList::Failed) => return text(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error"),
+        };
         let answer = match serde_json::to_string(&Listing { count: servers.len(), servers }) {
             Ok(body) => with_header(Response::new(body), header::CONTENT_TYPE, JSON),
             Err(error) => {

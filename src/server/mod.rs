@@ -4,6 +4,7 @@
 //! health the numbers that no part pushes; `signals` is what the main thread does while all others work; `reload` is what
 //! SIGHUP changes.
 
+mod directory;
 mod gauges;
 mod reload;
 mod settings;
@@ -29,6 +30,7 @@ use crate::admin::{AdminError, AdminOptions, AdminServer, BearerToken};
 use crate::clock;
 use crate::config::{self, Environment, Flags, Loaded, Settings};
 use crate::desk::Desk;
+use crate::directory::Registry;
 use crate::errors::{self, Tracker};
 use crate::log::{self, LogOptions, Logging, Tap};
 use crate::metrics::Metrics;
@@ -211,6 +213,7 @@ fn run(
     let passwords = Arc::new(Pool::start(settings.server.password_threads.get(), &deliver)?);
 
     let rates = Arc::new(Rates::new(&chat));
+    let (registry, claims) = Registry::new();
     let parts = |id| Parts {
         id,
         settings: Arc::clone(&chat),
@@ -219,6 +222,7 @@ fn run(
         passwords: Arc::clone(&passwords) as Arc<dyn Passwords>,
         bus: Arc::clone(&bus),
         rates: Arc::clone(&rates),
+        registry: Arc::clone(&registry),
         metrics: Arc::clone(&metrics),
         stopwatch: tcp::mono_micros,
         now: tcp::now(),
@@ -239,6 +243,9 @@ fn run(
     };
     announce_start(settings, database, port);
     let store_of_all = Arc::clone(&store) as Arc<dyn Store>;
+    let about =
+        directory::Inside { settings, in_force: &in_force, metrics: &metrics, store: &store_of_all, desk: &desk, port };
+    let directory = directory::start(&about, registry, claims)?;
     let inside = Inside { door: Arc::new(door), store: store_of_all, desk, settings, in_force: &in_force, fatal };
     let mut ways_in = WaysIn::start(listeners, &inside)?;
     drop(inside);
@@ -256,6 +263,9 @@ fn run(
     health.set_draining();
     notifier.stopping("stopping: telling clients", spread + CLIENTS_DEADLINE + PHASE_MARGIN);
     ways_in.stop_accepting();
+    if let Some(directory) = directory {
+        directory.stop();
+    }
     stop_clients(&bus, &metrics, &shard_ends, spread);
     ways_in.stop();
     notifier.status("stopping: closing the database");
@@ -352,8 +362,10 @@ fn announce_start(settings: &Settings, database: &Path, port: u16) {
             backlog::ADVISED
         );
     }
-    let directory = if settings.discovery.directory_enabled { "enabled" } else { "disabled" };
-    info!("Directory mode {directory}");
+    match settings.discovery.directory_enabled {
+        true => info!("Directory mode enabled (servers can register)"),
+        false => info!("Directory mode disabled"),
+    }
     info!(database = %database.display(), "SuperChat server {} started successfully", env!("CARGO_PKG_VERSION"));
     info!("Port: {port}");
 }

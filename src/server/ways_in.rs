@@ -9,15 +9,15 @@ use tokio::sync::mpsc;
 use tracing::{error, info};
 
 use super::ServeError;
+use super::directory::listed_servers;
 use crate::config::Settings;
 use crate::desk::Desk;
-use crate::metrics::Metrics;
 use crate::net::acceptor::{Acceptor, AcceptorParts, listen};
 use crate::net::door::Door;
-use crate::net::http::{HttpParts, HttpServer, Listed};
+use crate::net::http::{HttpParts, HttpServer};
 use crate::net::ssh::{SshParts, SshServer};
 use crate::net::ssh_login::{Login, host_key};
-use crate::shard::settings::{DirectoryEntry, InForce};
+use crate::shard::settings::InForce;
 use crate::store::Store;
 use crate::systemd::Sockets;
 
@@ -153,34 +153,17 @@ fn start_ssh(listener: TcpListener, inside: &Inside<'_>) -> Result<SshServer, Se
 
 fn start_http(listener: TcpListener, inside: &Inside<'_>) -> Result<HttpServer, ServeError> {
     let (in_force, metrics) = (Arc::clone(inside.in_force), Arc::clone(&inside.door.metrics));
+    let (store, desk) = (Arc::clone(&inside.store), Arc::clone(&inside.desk));
     let parts = HttpParts {
         listener,
         door: Arc::clone(&inside.door),
         allowed_origins: inside.settings.server.allowed_origins.clone(),
         trusted_proxies: inside.settings.server.trusted_proxies.clone(),
         exempt: inside.settings.limits.exempt_networks.clone(),
-        servers: Box::new(move || own_entry(&in_force.get().directory, &metrics)),
+        servers: listed_servers(in_force, metrics, store, desk),
         on_panic: fails("HTTP thread", inside.fatal.clone()),
     };
     Ok(HttpServer::start(parts)?)
-}
-
-/// What this server says of itself, while it keeps a directory.
-fn own_entry(entry: &DirectoryEntry, metrics: &Metrics) -> Option<Vec<Listed>> {
-    let count = |number| u32::try_from(number).unwrap_or(u32::MAX);
-    entry.enabled.then(|| {
-        vec![Listed {
-            hostname: entry.hostname.clone(),
-            port: entry.port,
-            name: entry.name.clone(),
-            description: entry.description.clone(),
-            user_count: count(metrics.sessions()),
-            max_users: entry.users_max,
-            uptime_seconds: crate::clock::monotonic_ms() / 1000,
-            is_public: true,
-            channel_count: count(metrics.channels()),
-        }]
-    })
 }
 
 /// What a thread does that ends by itself: without it some would not get in any more, and nobody would know.

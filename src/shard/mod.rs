@@ -46,6 +46,7 @@ use session::{Flight, Posts, Session, SessionKey, Waiting};
 pub use settings::ChatSettings;
 use topics::Topics;
 
+use crate::directory::Registry;
 use crate::handlers;
 use crate::ids::SessionId;
 use crate::metrics::{FanoutTally, Label as _, Metrics, ShardMetrics};
@@ -83,6 +84,7 @@ pub struct Parts {
     pub passwords: Arc<dyn Passwords>,
     pub bus: Arc<Bus>,
     pub rates: Arc<Rates>,
+    pub registry: Arc<Registry>,
     pub metrics: Arc<Metrics>,
     /// Monotonic microseconds at the moment, on the scale of [`Now::mono_micros`]: for durations that metrics show, and for
     /// nothing that a client can see.
@@ -99,6 +101,7 @@ pub struct Shard {
     pub channels: Channels,
     pub roster: Roster,
     pub rates: Arc<Rates>,
+    pub registry: Arc<Registry>,
     pub metrics: Cells,
     topics: Topics,
     dms: dms::Dms,
@@ -187,6 +190,7 @@ impl Shard {
             channels: Channels::new(parts.channels),
             roster: Roster::default(),
             rates: parts.rates,
+            registry: parts.registry,
             metrics,
             topics: Topics::default(),
             dms: dms::Dms::default(),

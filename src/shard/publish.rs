@@ -42,6 +42,9 @@ impl Shard {
             | Event::SshKeyRelabelled
             | Event::SshKeyDeleted
             | Event::ReadStateUpdated
+            | Event::ServerListed { .. }
+            | Event::ServerConfirmed
+            | Event::HeartbeatStored { .. }
             | Event::DmNeedsKey { .. } => {}
             Event::DmOpened { .. }
             | Event::DmInvited { .. }

@@ -137,7 +137,15 @@ pub struct Rates {
     pub dms_by_address: SlidingWindow<IpAddr>,
     pub auth_by_address: SlidingWindow<IpAddr>,
     pub auth_by_account: SlidingWindow<Box<[u8]>>,
+    pub registrations_by_address: SlidingWindow<IpAddr>,
+    pub heartbeats_by_address: SlidingWindow<IpAddr>,
 }
+
+/// REGISTER_SERVER per hour and address (BEHAVIOUR.md 6.2). Holds for everyone, as in the existing server.
+const REGISTRATIONS_MAX: u32 = 30;
+
+/// HEARTBEAT per hour and address: twelve an hour for each of many servers behind one.
+const HEARTBEATS_MAX: u32 = 600;
 
 impl Rates {
     const MINUTE_MS: u64 = 60_000;
@@ -155,6 +163,8 @@ impl Rates {
             dms_by_address: SlidingWindow::new(None, Self::HOUR_MS),
             auth_by_address: SlidingWindow::new(None, Self::MINUTE_MS),
             auth_by_account: SlidingWindow::new(None, Self::MINUTE_MS),
+            registrations_by_address: SlidingWindow::new(Some(REGISTRATIONS_MAX), Self::HOUR_MS),
+            heartbeats_by_address: SlidingWindow::new(Some(HEARTBEATS_MAX), Self::HOUR_MS),
         };
         rates.configure(settings);
         rates

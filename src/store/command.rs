@@ -1,9 +1,13 @@
 //! Every write and its outcome, as values.
 
+use std::net::IpAddr;
+
 use bytes::Bytes;
 
 use super::dm::{Dm, DmLeft, Invite, PublicKey};
-use super::types::{Actor, Channel, ChannelType, Message, Name, NewSshKey, Participant};
+use super::types::{
+    Actor, Channel, ChannelType, DiscoveredVia, Message, Name, NewSshKey, Participant, ServerAddress, ServerRecord,
+};
 use crate::ids::{ChannelId, InviteId, MessageId, SessionId, SshKeyId, UserId};
 
 /// A write. Session rules are already checked; what depends on stored state is checked by the writer, in commit order.
@@ -47,6 +51,13 @@ pub enum Command {
     DeclineDm { invite: InviteId, by: Participant },
     /// BEHAVIOUR.md 4.6.
     LeaveDm { channel: ChannelId, leaver: Participant },
+    /// BEHAVIOUR.md 6.3, step 6: a server that has proved to be there. One that is listed already is changed only by whom
+    /// [`FoundServer`] allows to, and confirmed by anybody.
+    ListServer(Box<FoundServer>),
+    /// BEHAVIOUR.md 6.3: the server was found where it should be.
+    ConfirmServer { address: ServerAddress },
+    /// BEHAVIOUR.md 6.4.
+    Heartbeat(Box<Heartbeat>),
     /// BEHAVIOUR.md 4.8: this session is over, and with it what it did in direct messages as a visitor.
     ForgetVisitor { session: SessionId },
 }
@@ -61,6 +72,30 @@ pub struct NewChannel {
     pub retention_hours: u32,
     pub created_by: UserId,
     pub parent: Option<ChannelId>,
+}
+
+/// A server that was verified.
+#[derive(Debug, Clone)]
+pub struct FoundServer {
+    pub record: ServerRecord,
+    pub via: DiscoveredVia,
+    /// Who registered it; nobody for what was heard by gossip.
+    pub registrant: Option<IpAddr>,
+    /// The registrant's is an address of the server's own name, which outweighs whatever stands there.
+    pub is_own: bool,
+}
+
+/// What a HEARTBEAT stores, and who sent it.
+#[derive(Debug, Clone)]
+pub struct Heartbeat {
+    pub address: ServerAddress,
+    pub user_count: u32,
+    /// Seconds.
+    pub uptime_seconds: u64,
+    pub channel_count: u32,
+    pub sender: IpAddr,
+    /// The sender's is an address of the server's own name; else it must be who registered it.
+    pub is_own: bool,
 }
 
 /// A write that is committed. Shards tell their audiences (BEHAVIOUR.md 3.1).
@@ -141,6 +176,16 @@ pub enum Event {
     VisitorForgotten {
         left: Vec<DmLeft>,
     },
+    /// A verified server is in the directory.
+    ServerListed {
+        is_new: bool,
+    },
+    /// Nothing is stored of a server that is not in the directory any more.
+    ServerConfirmed,
+    /// The next heartbeat is due in that many seconds.
+    HeartbeatStored {
+        interval_seconds: u32,
+    },
 }
 
 /// Why a write was not done. Nothing of it is stored.
@@ -179,6 +224,10 @@ pub enum Refusal {
     NotInvited,
     /// The initiator has [`crate::limits::OPEN_INVITES_MAX`] invitations open.
     TooManyInvites,
+    /// No server of that address is in the directory.
+    ServerNotFound,
+    /// The directory is full of servers that answer, or of servers of this registrant.
+    TooManyServers,
     /// The storage failed: ERROR 9001.
     Database,
 }

@@ -1,7 +1,7 @@
 //! Every read and its answer, as values.
 
 use super::dm::{DmFound, DmOverview, Viewer};
-use super::types::{Account, Ban, Message, Name, Participant, SshKey};
+use super::types::{Account, Ban, Message, Name, Participant, ServerRecord, SshKey};
 use crate::ids::{ChannelId, MessageId, UserId};
 
 /// A read.
@@ -31,6 +31,19 @@ pub enum Query {
     Dm { viewer: Viewer, other: Participant },
     /// BEHAVIOUR.md 4.9: what an account finds when it signs in.
     Dms { user: UserId },
+    /// BEHAVIOUR.md 6.1: servers of the directory, newest heartbeat first.
+    Servers { scope: ServerScope, limit: u16 },
+}
+
+/// Which servers of the directory are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerScope {
+    /// Those that clients are told of: heard of lately, and open to new accounts.
+    Public,
+    /// Heard of lately.
+    Listed,
+    /// All that are remembered.
+    Known,
 }
 
 /// Which part of a list is asked for; with both cursors `before` wins, so there is one.
@@ -72,6 +85,7 @@ pub enum Answer {
         has_key: bool,
     },
     Dms(Box<DmOverview>),
+    Servers(Vec<ServerRecord>),
     /// The storage failed: ERROR 9001.
     Failed,
 }

@@ -166,6 +166,41 @@ pub struct NewSshKey {
     pub label: Name,
 }
 
+/// Where a server of the directory is reached (BEHAVIOUR.md 8.1 DiscoveredServer).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServerAddress {
+    /// A name or an address, not resolved: at most 253 bytes, in lower case.
+    pub host: Arc<str>,
+    /// TCP port, never 0.
+    pub port: u16,
+}
+
+/// What the directory tells of a server (WIRE.md 7.10 SERVER_LIST).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerRecord {
+    pub address: ServerAddress,
+    /// At most [`crate::limits::SERVER_TEXT_BYTES_MAX`], as the description.
+    pub name: Name,
+    pub description: Name,
+    /// People connected.
+    pub user_count: u32,
+    /// 0 = no limit.
+    pub max_users: u32,
+    /// Seconds since that server started.
+    pub uptime_seconds: u64,
+    /// Open to new accounts; others are not listed.
+    pub is_public: bool,
+    pub channel_count: u32,
+}
+
+/// How the directory learnt of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiscoveredVia {
+    Registration,
+    /// Another directory lists it.
+    Gossip,
+}
+
 /// An active ban that refuses its subject (BEHAVIOUR.md 5.3).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ban {

@@ -41,7 +41,7 @@ impl Echo {
                 }
                 What::Send(sent) => self.hear(item, sent),
                 What::HangUp => self.answer_fences(item.conn),
-                What::Stop => {}
+                What::Stop | What::Accept => {}
                 What::Receive(frame) => self.say(item.conn, frame),
                 What::Close { .. } => drop(self.conns.remove(&item.conn)),
             }
@@ -142,7 +142,7 @@ fn shifted(kind: Kind, id: &str) -> String {
         Kind::Message => 77 << 22,
         Kind::User => 40,
         Kind::Session => 500,
-        Kind::Ban | Kind::Key | Kind::Invite => 3,
+        Kind::Ban | Kind::Key | Kind::Invite | Kind::Challenge => 3,
         Kind::Time | Kind::Uptime => 12_345,
     };
     (number + by).to_string()

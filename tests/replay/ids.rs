@@ -16,6 +16,8 @@ pub enum Kind {
     Ban,
     Key,
     Invite,
+    /// What proves a server to a directory.
+    Challenge,
     /// A point in time, in milliseconds: whether it is there is the same, its value is not.
     Time,
     /// A duration that depends on when one asks.
@@ -41,6 +43,7 @@ pub fn kind(message: &str, field: &str, fields: &Fields) -> Option<Kind> {
             Kind::Time
         }
         ("since_timestamp", "GET_UNREAD_COUNTS") | ("timestamp", "UPDATE_READ_STATE") => Kind::Time,
+        ("challenge", _) => Kind::Challenge,
         ("uptime_seconds", _) => Kind::Uptime,
         _ => return None,
     })

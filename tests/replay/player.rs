@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -30,6 +31,8 @@ pub struct Stage<'s> {
     pub connect: &'s mut dyn FnMut() -> io::Result<Link>,
     /// How long an expected frame may take.
     pub patience: Duration,
+    /// Where the server may connect to us.
+    pub listener: Option<&'s TcpListener>,
     /// Does what makes the server stop.
     pub stop: &'s mut dyn FnMut(),
 }
@@ -67,6 +70,8 @@ struct Player<'s> {
 
 struct Conn {
     link: Link,
+    /// The server opened it, and answers no PING on it.
+    is_accepted: bool,
     /// The version byte of the first frame, which decides what the server may compress; 0 before.
     version: u8,
     last_sent: Instant,
@@ -83,6 +88,18 @@ struct Waiting {
 }
 
 impl Conn {
+    fn new(link: Link, is_accepted: bool) -> Self {
+        Self {
+            link,
+            is_accepted,
+            version: 0,
+            last_sent: clock::instant(),
+            answers: Vec::new(),
+            unasked: Vec::new(),
+            answers_taken: 0,
+        }
+    }
+
     fn is_waiting(&self) -> bool {
         !self.answers.is_empty() || !self.unasked.is_empty()
     }
@@ -120,6 +137,7 @@ impl Player<'_> {
     fn take(&mut self, step: &Item) {
         match &step.what {
             What::Open => self.open(step),
+            What::Accept => self.accept(step),
             What::Send(sent) => self.send(step, sent),
             What::HangUp => self.hang_up(step.conn),
             What::Stop => (self.stage.stop)(),
@@ -132,18 +150,23 @@ impl Player<'_> {
         let recorded_pause = Duration::from_secs_f64((step.t_ms - self.last_t_ms).max(0.0) / 1000.0);
         std::thread::sleep(recorded_pause.min(TICK));
         match (self.stage.connect)() {
-            Ok(link) => {
-                let conn = Conn {
-                    link,
-                    version: 0,
-                    last_sent: clock::instant(),
-                    answers: Vec::new(),
-                    unasked: Vec::new(),
-                    answers_taken: 0,
-                };
-                self.conns.insert(step.conn, conn);
-            }
+            Ok(link) => drop(self.conns.insert(step.conn, Conn::new(link, false))),
             Err(error) => self.found.push(format!("  cannot connect: {error}")),
+        }
+    }
+
+    fn accept(&mut self, step: &Item) {
+        let patience = self.stage.patience;
+        let accepted = self.stage.listener.and_then(|listener| {
+            listener.set_nonblocking(true).unwrap();
+            clock::poll(patience, || listener.accept().ok())
+        });
+        match accepted {
+            Some((stream, _)) => {
+                stream.set_nonblocking(false).unwrap();
+                self.conns.insert(step.conn, Conn::new(Link::of(stream).unwrap(), true));
+            }
+            None => self.found.push("  the server did not connect".to_owned()),
         }
     }
 
@@ -254,7 +277,9 @@ impl Player<'_> {
 
     /// Proves with a PING that nothing unexpected was under way. A connection that never spoke is left alone.
     fn fence(&mut self, number: u32) {
-        let Some(conn) = self.conns.get_mut(&number).filter(|conn| conn.version != 0) else { return };
+        let Some(conn) = self.conns.get_mut(&number).filter(|conn| conn.version != 0 && !conn.is_accepted) else {
+            return;
+        };
         let Value::Object(fields) = json!({ "timestamp": FENCE.to_string() }) else { return };
         if conn.link.send(&encode("PING", conn.version, 0, &fields)).is_err() {
             return self.closed(number);

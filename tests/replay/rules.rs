@@ -61,6 +61,7 @@ const RULES: &[Rule] = &[
     // What ours adds.
     Rule { id: "D-11", rewrite: Rewrite::Group(logout_is_told) },
     Rule { id: "D-39", rewrite: Rewrite::Group(violation_is_told) },
+    Rule { id: "6.3", rewrite: Rewrite::Script(private_servers_are_allowed) },
     Rule { id: "D-38", rewrite: Rewrite::Script(idle_session_ends_on_time) },
 ];
 
@@ -68,12 +69,12 @@ const RULES: &[Rule] = &[
 pub fn apply(mut script: Script) -> (Script, BTreeSet<String>) {
     let mut used = BTreeSet::new();
     for rule in RULES {
-        let before = script.items.clone();
+        let before = (script.items.clone(), script.server_settings.clone());
         match rule.rewrite {
             Rewrite::Group(rewrite) => rewrite_groups(&mut script, rewrite),
             Rewrite::Script(rewrite) => rewrite(&mut script),
         }
-        if script.items != before {
+        if (&script.items, &script.server_settings) != (&before.0, &before.1) {
             used.insert(rule.id.to_owned());
         }
     }
@@ -94,6 +95,13 @@ fn rewrite_groups(script: &mut Script, rewrite: fn(&World, &mut Vec<Item>)) {
         items.append(&mut group);
     }
     script.items = items;
+}
+
+/// 6.3: only then is a server on the machine itself connected to.
+fn private_servers_are_allowed(script: &mut Script) {
+    if script.is_dialled() {
+        script.server_settings.insert("allow_private_servers".into(), true.into());
+    }
 }
 
 /// The requests of a group that have one of these names: their connection and their place in the group.

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use superchat::wire::json::from_hex;
 
-use crate::support::link::{Fields, shorten};
+use crate::support::link::{Fields, encode, shorten};
 
 /// The reason of the DISCONNECT that tells of a shutdown: in a capture it is the only trace of the operator's signal.
 const SHUTDOWN: &str = "Server shutting down for maintenance";
@@ -37,6 +37,8 @@ pub struct Item {
 pub enum What {
     /// Step: connect.
     Open,
+    /// Step: let the server connect to us.
+    Accept,
     /// Step: send a frame.
     Send(Sent),
     /// Step: end the sending side and wait for the server to notice.
@@ -71,6 +73,18 @@ pub struct Frame {
     pub compressed: bool,
     /// Index of the step that this frame answers; answers come in order, other frames move between them.
     pub answers: Option<usize>,
+}
+
+impl Script {
+    /// The server connects to somebody in it.
+    pub fn is_dialled(&self) -> bool {
+        self.items.iter().any(|item| item.what == What::Accept)
+    }
+
+    /// What the directory says of itself: its entry in the first list.
+    pub fn own_entry(&self) -> Option<&Fields> {
+        self.items.iter().find_map(|item| item.named("SERVER_LIST")?.fields["servers"][0].as_object())
+    }
 }
 
 impl Item {
@@ -111,6 +125,7 @@ impl fmt::Display for Item {
         write!(f, "event {} on connection {}: ", self.index, self.conn)?;
         match &self.what {
             What::Open => write!(f, "connect"),
+            What::Accept => write!(f, "let the server connect"),
             What::Send(Sent { name, fields: Some(sent), .. }) => write!(f, "send {name} {}", fields(sent)),
             What::Send(Sent { name, .. }) => write!(f, "send an unreadable {name}"),
             What::HangUp => write!(f, "hang up"),
@@ -138,6 +153,9 @@ pub fn groups(items: &[Item]) -> Vec<Vec<Item>> {
 struct Capture {
     name: String,
     server_settings: Fields,
+    /// Who is who, where that is not plain: connection number to a description.
+    #[serde(default)]
+    connections: BTreeMap<u32, String>,
     events: Vec<Event>,
 }
 
@@ -177,8 +195,18 @@ pub fn load(name: &str) -> Script {
     let mut questions = BTreeMap::new();
     let mut items = Vec::new();
     let mut stopped = false;
+    let dialled = |conn: u32| capture.connections.get(&conn).is_some_and(|who| who.starts_with("directory -> "));
+    let mut has_dialled = false;
     for (index, event) in capture.events.into_iter().enumerate() {
-        let item = item(index, event, &mut questions);
+        has_dialled |= dialled(event.conn);
+        let mut item = match dialled(event.conn) {
+            true => reversed(item(index, event.reversed(), &mut questions)),
+            false => item(index, event, &mut questions),
+        };
+        // What the server does with what it found out by itself, nobody is told.
+        if let (What::Send(sent), true) = (&mut item.what, has_dialled) {
+            sent.paced = !dialled(item.conn);
+        }
         let shutdown = item.named("DISCONNECT").is_some_and(|frame| frame.fields["reason"] == SHUTDOWN);
         if shutdown && !stopped {
             stopped = true;
@@ -187,6 +215,62 @@ pub fn load(name: &str) -> Script {
         items.push(item);
     }
     Script { name: capture.name, server_settings: capture.server_settings, items }
+}
+
+impl Event {
+    /// On a connection that the server opened, what the capture calls the client is the server.
+    fn reversed(mut self) -> Self {
+        let other = |side: Option<String>| {
+            side.map(|side| match side.as_str() {
+                "c2s" => "s2c".to_owned(),
+                "s2c" => "c2s".to_owned(),
+                "server" => "client".to_owned(),
+                _ => "server".to_owned(),
+            })
+        };
+        (self.dir, self.by) = (other(self.dir), other(self.by));
+        self
+    }
+}
+
+fn reversed(item: Item) -> Item {
+    match item.what {
+        What::Open => Item { what: What::Accept, ..item },
+        _ => item,
+    }
+}
+
+/// Ports are other ones in every run: those of the server itself, and of the one that it connects to.
+pub fn move_ports(script: &mut Script, ports: &BTreeMap<u64, u16>) {
+    for item in &mut script.items {
+        match &mut item.what {
+            What::Receive(frame) => move_port(&mut frame.fields, ports),
+            What::Send(Sent { name, version, flags, bytes, fields: Some(fields), .. }) => {
+                let recorded = fields.clone();
+                move_port(fields, ports);
+                if *fields != recorded {
+                    *bytes = encode(name, *version, *flags, fields);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn move_port(fields: &mut Fields, ports: &BTreeMap<u64, u16>) {
+    for (name, value) in fields.iter_mut() {
+        match value {
+            Value::Array(items) => {
+                items.iter_mut().filter_map(Value::as_object_mut).for_each(|item| move_port(item, ports))
+            }
+            value if name == "port" => {
+                if let Some(port) = value.as_u64().and_then(|port| ports.get(&port)) {
+                    *value = Value::from(*port);
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 fn item(index: usize, event: Event, questions: &mut BTreeMap<u32, Questions>) -> Item {

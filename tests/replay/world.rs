@@ -232,7 +232,7 @@ impl World {
                     None => self.told(item.conn, frame),
                 }
             }
-            What::Stop => {}
+            What::Stop | What::Accept => {}
         }
     }
 

@@ -362,6 +362,7 @@ impl Memory {
             }
             Query::Dm { viewer, other } => self.conversation_between(*viewer, other),
             Query::Dms { user } => Answer::Dms(Box::new(self.overview(*user))),
+            Query::Servers { .. } => unreachable!("nobody here keeps a directory"),
             Query::AccountByKey { .. } | Query::SshKeys { .. } => unreachable!("nobody here has keys"),
         }
     }

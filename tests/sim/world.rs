@@ -214,6 +214,7 @@ impl World {
             passwords: Arc::new(InstantPasswords(Arc::clone(&bus))),
             bus: Arc::clone(&bus),
             rates: Arc::clone(&rates),
+            registry: superchat::directory::Registry::new().0,
             metrics: Arc::clone(&metrics),
             stopwatch: || 0,
             now,

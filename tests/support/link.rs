@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
+use socket2::{Domain, Socket, Type};
 use superchat::wire::ServerMessage;
 use superchat::wire::frame::{self, Frame};
 use superchat::wire::json::{encode_line, from_hex, to_hex};
@@ -97,9 +98,27 @@ impl Link {
     /// # Errors
     /// As [`TcpStream::connect`].
     pub fn connect(address: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect(address)?;
+        Self::of(TcpStream::connect(address)?)
+    }
+
+    /// A connection that is there, whoever opened it.
+    ///
+    /// # Errors
+    /// When it is lost already.
+    pub fn of(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         Ok(Self::over(Carrier::Tcp(stream)))
+    }
+
+    /// Connects from one of this machine's own addresses.
+    ///
+    /// # Errors
+    /// As [`TcpStream::connect`].
+    pub fn connect_from(source: Ipv4Addr, address: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind(&SocketAddr::from((source, 0)).into())?;
+        socket.connect(&address.into())?;
+        Self::of(socket.into())
     }
 
     /// Upgrades a connection to the public HTTP port.

@@ -23,6 +23,7 @@ pub mod repair;
 pub mod restore;
 mod row;
 pub mod seeds;
+mod servers;
 pub mod snapshot;
 mod snowflake;
 pub mod survey;

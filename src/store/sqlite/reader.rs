@@ -11,7 +11,7 @@ use rusqlite::Connection;
 use super::fault::{Fault, Throttle, forget_damage};
 use super::queue::{Queue, Taken};
 use super::visitors::SessionIds;
-use super::{Clock, Observe, dm_rows, keys, messages, read_state, users};
+use super::{Clock, Observe, dm_rows, keys, messages, read_state, servers, users};
 use crate::ids::ChannelId;
 use crate::store::query::UnreadTarget;
 use crate::store::{Answer, Deliver, Message, Query, Ticket, Viewer};
@@ -122,6 +122,7 @@ fn read(view: View<'_>, query: &Query, now: i64) -> rusqlite::Result<Answer> {
             read_state::unread(conn, viewer.user, *since, &targets, now).map(Answer::Unread)
         }
         Query::Dm { viewer, other } => dm_rows::lookup(conn, sessions, *viewer, other),
+        Query::Servers { scope, limit } => servers::list(conn, *scope, *limit, now).map(Answer::Servers),
         Query::Dms { user } => dm_rows::overview(conn, sessions, *user).map(Box::new).map(Answer::Dms),
     }
 }
@@ -140,5 +141,6 @@ fn name(query: &Query) -> &'static str {
         Query::Unread { .. } => "unread",
         Query::Dm { .. } => "dm",
         Query::Dms { .. } => "dms",
+        Query::Servers { .. } => "servers",
     }
 }

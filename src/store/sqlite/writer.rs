@@ -21,7 +21,7 @@ use super::queue::{Queue, Taken};
 use super::row::{self, Failure};
 use super::snowflake::Snowflake;
 use super::visitors::{SessionIds, Visitors};
-use super::{Clock, Observe, dms, keys, read_state, users};
+use super::{Clock, Observe, dms, keys, read_state, servers, users};
 use crate::limits::{VISITOR_POSTS_REMEMBERED, WRITER_BATCH_MAX};
 use crate::store::{Actor, Batch, Channel, Command, Deliver, DmLeft, Event, Outcome, Refusal, Submission};
 
@@ -422,6 +422,9 @@ fn perform(scope: &mut Scope<'_>, command: &Command) -> Result<Event, Failure> {
         Command::StartDm { initiator, target, allow_unencrypted } => {
             dms::start(scope, initiator, target, *allow_unencrypted)
         }
+        Command::ListServer(found) => servers::list_found(scope, found),
+        Command::ConfirmServer { address } => servers::confirm(scope, address),
+        Command::Heartbeat(heartbeat) => servers::heartbeat(scope, heartbeat),
         Command::ProvideKey { user, key } => dms::provide_key(scope, *user, key),
         Command::AcceptDm { invite, by } => dms::accept(scope, *invite, by),
         Command::DeclineDm { invite, by } => dms::decline(scope, *invite, by),

@@ -162,6 +162,7 @@ impl World {
         let shard = Shard::new(Parts {
             id: 0,
             rates: Arc::new(Rates::new(&settings)),
+            registry: superchat::directory::Registry::new().0,
             settings,
             channels: channels(),
             store: Arc::clone(&memory) as _,

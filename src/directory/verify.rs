@@ -1,0 +1,119 @@
+//! Finding out whether a server is where it is said to be (BEHAVIOUR.md 6.3): its name is resolved, its addresses are looked
+//! at, and what answers there must speak the protocol and know a number that only we can have told it.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher as _;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::net::lookup_host;
+use tokio::time::timeout;
+
+use super::dial::{DialError, PATIENCE, Peer, refused};
+use super::reach::Reach;
+use super::registry::Registry;
+use crate::clock;
+use crate::profile::tasks::{at, site};
+use crate::store::ServerAddress;
+use crate::wire::ServerMessage;
+use crate::wire::client::VerifyRegistration;
+
+/// What a server may send until it has proved itself; everybody's presence may be in between.
+const BUDGET: usize = 256 * 1024;
+
+/// How long a name may take to be resolved.
+const RESOLVE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Addresses of a name that are looked at, and those of them that are tried.
+const RESOLVED_MAX: usize = 16;
+const TRIED_MAX: usize = 2;
+
+/// Why a server was not found.
+#[derive(Debug, Error)]
+pub(super) enum NotFound {
+    #[error("its name cannot be resolved: {0}")]
+    Resolve(io::Error),
+    #[error("its name cannot be resolved in time")]
+    ResolveSlow,
+    #[error("its name leads to addresses that are not dialled ([discovery] allow_private_servers)")]
+    OutOfReach,
+    #[error("its target is being dialled, or was too often")]
+    TooOften,
+    #[error("{0}")]
+    Dial(#[from] DialError),
+}
+
+/// Every address of the name, none of which is connected to unless `reach` admits it: a name that leads to both sides is
+/// not believed at all.
+pub(super) async fn resolve(address: &ServerAddress, reach: Reach) -> Result<Vec<SocketAddr>, NotFound> {
+    let lookup = at(site!("resolve a name"), lookup_host((&*address.host, address.port)));
+    let found = timeout(RESOLVE_PATIENCE, lookup).await.map_err(|_| NotFound::ResolveSlow)?;
+    let found: Vec<_> = found.map_err(NotFound::Resolve)?.take(RESOLVED_MAX).collect();
+    if found.is_empty() || !found.iter().all(|target| reach.admits(*target)) {
+        return Err(NotFound::OutOfReach);
+    }
+    Ok(found)
+}
+
+/// Connects to one of `targets` after the other until one proves to be a server.
+///
+/// # Errors
+/// Why the last one did not.
+pub(super) async fn verify(registry: &Registry, targets: &[SocketAddr], is_listed: bool) -> Result<(), NotFound> {
+    let mut outcome = Err(NotFound::OutOfReach);
+    for target in tried(targets) {
+        outcome = match registry.dial(target, is_listed) {
+            Some(_dialling) => challenge(target).await.map_err(NotFound::Dial),
+            None => Err(NotFound::TooOften),
+        };
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    outcome
+}
+
+/// The first addresses of both kinds, as one of the two may not be connected with us.
+pub(super) fn tried(targets: &[SocketAddr]) -> impl Iterator<Item = SocketAddr> {
+    let first = targets.first().copied();
+    let other = targets.iter().copied().find(|target| first.is_some_and(|first| first.is_ipv4() != target.is_ipv4()));
+    first.into_iter().chain(other).take(TRIED_MAX)
+}
+
+async fn challenge(target: SocketAddr) -> Result<(), DialError> {
+    let (mut peer, _config) = Peer::dial(target, BUDGET).await?;
+    let challenge = random();
+    peer.say(VerifyRegistration { challenge }).await?;
+    let answer = peer.await_answer(PATIENCE, |message| match message {
+        ServerMessage::VerifyResponse(response) if response.challenge == challenge => Some(Ok(())),
+        ServerMessage::VerifyResponse(_) | ServerMessage::Disconnect(_) => Some(Err(DialError::Wrong)),
+        ServerMessage::Error(error) => Some(Err(refused(&error))),
+        _ => None,
+    });
+    answer.await?;
+    peer.leave("Directory verification complete").await;
+    Ok(())
+}
+
+/// A number that nobody can guess: the keys of hash maps are as random as the system can make them.
+pub(super) fn random() -> u64 {
+    RandomState::new().hash_one(clock::monotonic())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_of_each_kind_is_tried() {
+        let of = |addresses: &[&str]| -> Vec<String> {
+            let targets: Vec<SocketAddr> = addresses.iter().map(|text| text.parse().unwrap()).collect();
+            tried(&targets).map(|target| target.to_string()).collect()
+        };
+        assert_eq!(of(&["1.1.1.1:1", "1.1.1.2:1", "[2a00::1]:1", "[2a00::2]:1"]), ["1.1.1.1:1", "[2a00::1]:1"]);
+        assert_eq!(of(&["1.1.1.1:1", "1.1.1.2:1"]), ["1.1.1.1:1"]);
+        assert_eq!(of(&[]), [""; 0]);
+    }
+}
