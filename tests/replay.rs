@@ -40,7 +40,6 @@ use support::{Client, Server, Settings};
 
 /// Captures that cannot be replayed yet, with the reason.
 const WAITING: &[(&str, &str)] = &[
-    ("admin_bans", "administration comes with a later part of the server"),
     ("directory_rate_limit", "the directory comes with a later part of the server"),
     ("directory_register", "the directory comes with a later part of the server"),
 ];
@@ -59,6 +58,7 @@ macro_rules! replays {
     };
 }
 replays! {
+    admin_bans
     anonymous_browse_and_post
     bot_with_mentions
     channel_and_subchannel_create

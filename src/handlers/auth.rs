@@ -8,6 +8,7 @@ use crate::passwords::{HashJob, HashOutcome};
 use crate::shard::roster::Repeat;
 use crate::shard::session::{SessionKey, SignedIn};
 use crate::shard::{KeyLogin, Shard};
+use crate::limits::BAN_REASON_BYTES_MAX;
 use crate::store::{Account, Answer, Ban, Command, Event, FLAG_ADMIN, Name, Query, Refusal};
 use crate::text;
 use crate::wire::codec::Tail;
@@ -72,8 +73,8 @@ fn rename(shard: &mut Shard, key: SessionKey, signed_in: SignedIn, nickname: Nam
     }
     let user = signed_in.user;
     shard.submit(key, Command::Rename { user, nickname }, move |shard, key, result| match result {
-        Ok(Event::Renamed { nickname, .. }) => {
-            let flags = shard.settings.flags_for(&nickname, signed_in.flags);
+        Ok(Event::Renamed { nickname, granted, .. }) => {
+            let flags = shard.settings.flags_for(&nickname, signed_in.flags) | granted;
             shard.set_account(key, Some(SignedIn { flags, user }));
             adopt(shard, key, nickname, owner);
         }
@@ -84,6 +85,11 @@ fn rename(shard: &mut Shard, key: SessionKey, signed_in: SignedIn, nickname: Nam
 
 /// The session carries the name from now on.
 fn adopt(shard: &mut Shard, key: SessionKey, nickname: Name, owner: Option<Account>) {
+    // A ban may have come between the question and its answer.
+    let user = shard.clients.session(key).user();
+    if let Some(ban) = shard.refusing_ban(user, &nickname) {
+        return nickname_response(shard, key, false, &ban_text(&ban));
+    }
     let session = shard.clients.session(key);
     let before = session.nickname.replace(nickname.clone());
     let (id, user) = (session.id, session.user());
@@ -98,6 +104,7 @@ fn adopt(shard: &mut Shard, key: SessionKey, nickname: Name, owner: Option<Accou
         let user_id = Some(owner.id);
         shard.reply(key, server::UserInfo { nickname: &nickname, is_registered: true, user_id, online: true });
     }
+    shard.meet_bans(key);
 }
 
 // AUTH_REQUEST
@@ -173,20 +180,31 @@ fn may_attempt(shard: &mut Shard, key: SessionKey, nickname: &[u8], returning: b
 
 /// The password is right.
 fn verified(shard: &mut Shard, key: SessionKey, account: Account, ban: Option<Ban>) {
-    let session = shard.clients.session(key).id;
     if let Some(ban) = ban.filter(|ban| !ban.shadow) {
-        let (nickname, id) = (lossy(&account.nickname), account.id);
-        warn!(target: "security", session = session.0, "Session {session}: rejected login for banned user {nickname} (id={id})");
-        return refuse_sign_in(shard, key, AuthResult::Banned, &ban_text(&ban));
+        return refuse_banned(shard, key, &account, &ban);
     }
     let flags = shard.settings.flags_for(&account.nickname, account.flags);
     log_cleared_flag(&account, flags);
     let user = account.id;
     shard.submit(key, Command::SignIn { user, flags }, move |shard, key, result| match result {
-        Ok(_) => signed_in(shard, key, &account, flags),
+        Ok(event) => {
+            let flags = if let Event::SignedIn { flags, .. } = event { flags } else { flags };
+            // A ban may have come between the question and its answer.
+            match shard.refusing_ban(Some(user), &account.nickname) {
+                Some(ban) => refuse_banned(shard, key, &account, &ban),
+                None => signed_in(shard, key, &account, flags),
+            }
+        }
         Err(Refusal::UserNotFound) => refuse_sign_in(shard, key, AuthResult::Failed, INVALID_CREDENTIALS),
         Err(_) => shard.error(key, ErrorCode::Database, "Database error"),
     });
+}
+
+fn refuse_banned(shard: &mut Shard, key: SessionKey, account: &Account, ban: &Ban) {
+    let session = shard.clients.session(key).id;
+    let (nickname, id) = (lossy(&account.nickname), account.id);
+    warn!(target: "security", session = session.0, "Session {session}: rejected login for banned user {nickname} (id={id})");
+    refuse_sign_in(shard, key, AuthResult::Banned, &ban_text(ban));
 }
 
 /// Operators are told to set the flag in the file, where it does not last (BEHAVIOUR.md 11.4).
@@ -228,12 +246,13 @@ fn welcome(shard: &mut Shard, key: SessionKey, account: SignedIn, nickname: &Nam
     shard.send_roster(key);
     shard.send_dms(key);
     shard.announce(key, REPEAT);
+    shard.meet_bans(key);
 }
 
 /// What a banned account or name is told.
 #[must_use]
 pub fn ban_text(ban: &Ban) -> String {
-    let reason = lossy(&ban.reason);
+    let reason = lossy(&ban.reason[..ban.reason.len().min(BAN_REASON_BYTES_MAX)]);
     match ban.until {
         None => format!("Account banned permanently. Reason: {reason}"),
         Some(until) => format!("Account banned until {}. Reason: {reason}", clock::rfc3339(until)),
@@ -287,6 +306,7 @@ fn register(shard: &mut Shard, key: SessionKey, nickname: Name, password_hash: B
             let registered = server::Registered { user_id: user, message: text.as_bytes() };
             shard.reply(key, server::RegisterResponse { outcome: Ok(registered) });
             shard.announce(key, Repeat { server: true, channel: false });
+            shard.meet_bans(key);
         }
         Err(Refusal::NicknameTaken) => refuse_registration(shard, key, "Nickname already registered"),
         Ok(_) | Err(_) => shard.error(key, ErrorCode::Database, "Database error"),

@@ -31,7 +31,7 @@ use crate::config::{self, Environment, Flags, Loaded, Settings};
 use crate::errors::{self, Tracker};
 use crate::log::{self, LogOptions, Logging, Tap};
 use crate::metrics::Metrics;
-use crate::net::door::Door;
+use crate::net::door::{Door, Doorman};
 use crate::net::ssh_login::HostKeyError;
 use crate::net::{Gate, backlog, tcp};
 use crate::passwords::{DeliverHash, Passwords, Pool};
@@ -203,7 +203,10 @@ fn run(
     let admin = start_admin(settings, &token, &metrics, &health, profiles.as_ref().map(ProfileServer::address))?;
 
     let bus = Arc::new(Bus::new(shards));
-    let desk = Arc::new(Desk::new(Arc::clone(&bus) as _));
+    let (per_address_max, total_max, exempt) = door_limits(settings);
+    let gate = Gate::new(per_address_max, total_max, exempt);
+    let doorman = Doorman { gate: Arc::clone(&gate), shards: Arc::clone(&bus) as _ };
+    let desk = Arc::new(Desk::new(Arc::new(doorman)));
     let (store, channels) = start_store(settings, database, &desk, &metrics, &health, fatal.clone())?;
     announce_channels(&channels);
     provide(settings, database, &metrics, &health, &store, &in_force);
@@ -229,8 +232,6 @@ fn run(
     }
     drop(ended);
 
-    let (per_address_max, total_max, exempt) = door_limits(settings);
-    let gate = Gate::new(per_address_max, total_max, exempt);
     let door = Door {
         gate: Arc::clone(&gate),
         bus: Arc::clone(&bus),

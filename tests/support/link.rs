@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
+use socket2::{Domain, Socket, Type};
 use superchat::wire::ServerMessage;
 use superchat::wire::frame::{self, Frame};
 use superchat::wire::json::{encode_line, from_hex, to_hex};
@@ -101,6 +102,22 @@ impl Link {
         Ok(Self::over(Carrier::Tcp(stream)))
     }
 
+    /// From an address of our choice, which must be one of this machine's.
+    ///
+    /// # Errors
+    /// As [`TcpStream::connect`].
+    pub fn connect_from(from: IpAddr, address: SocketAddr) -> io::Result<Self> {
+        Ok(Self::over(Carrier::Tcp(stream_from(from, address)?)))
+    }
+
+    /// The same over WebSocket.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn connect_web_from(from: IpAddr, address: SocketAddr) -> io::Result<Self> {
+        Self::upgrade(stream_from(from, address)?, address)
+    }
+
     /// Upgrades a connection to the public HTTP port.
     ///
     /// # Errors
@@ -108,6 +125,10 @@ impl Link {
     pub fn connect_web(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
+        Self::upgrade(stream, address)
+    }
+
+    fn upgrade(stream: TcpStream, address: SocketAddr) -> io::Result<Self> {
         let (socket, _) =
             tungstenite::client(format!("ws://{address}/ws"), stream).map_err(|error| io::Error::other(error.to_string()))?;
         Ok(Self::over(Carrier::Web(Box::new(socket))))
@@ -257,4 +278,16 @@ pub fn encode(name: &str, version: u8, flags: u8, fields: &Fields) -> Vec<u8> {
     let line = json!({ "type": name, "version": version, "flags": flags, "fields": fields }).to_string();
     let hex = encode_line(&line).unwrap_or_else(|error| panic!("cannot encode {line}: {error}"));
     from_hex(&hex).unwrap_or_else(|error| panic!("{hex}: {error}"))
+}
+
+/// A stream from an address of our choice.
+///
+/// # Errors
+/// As [`TcpStream::connect`].
+pub fn stream_from(from: IpAddr, address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.bind(&SocketAddr::new(from, 0).into())?;
+    socket.connect(&address.into())?;
+    socket.set_tcp_nodelay(true)?;
+    Ok(socket.into())
 }
