@@ -3,7 +3,7 @@
 use tracing::info;
 
 use super::channels::{fitting, one_frame};
-use crate::ids::ChannelId;
+use crate::ids::{ChannelId, UserId};
 use crate::limits::{BAN_NICKNAME_BYTES_MAX, BAN_REASON_BYTES_MAX};
 use crate::shard::Shard;
 use crate::shard::session::SessionKey;
@@ -61,7 +61,10 @@ fn administer(
 }
 
 /// Reasons are shown in terminals, and to those who are banned.
-fn reason(text: &[u8]) -> Result<Name, &'static str> {
+///
+/// # Errors
+/// What is wrong with it.
+pub fn checked_reason(text: &[u8]) -> Result<Name, &'static str> {
     const TOO_LONG: &str = "Reason must be at most 500 characters";
     const { assert!(BAN_REASON_BYTES_MAX == 500) };
     let text = text::sanitized(text);
@@ -69,8 +72,11 @@ fn reason(text: &[u8]) -> Result<Name, &'static str> {
 }
 
 /// Whom BAN_USER and UNBAN_USER name, and how that is shown.
-fn named(
-    user: Option<crate::ids::UserId>,
+///
+/// # Errors
+/// What is wrong with it.
+pub fn checked_nickname(
+    user: Option<UserId>,
     nickname: Option<&[u8]>,
 ) -> Result<(Subject, String), &'static str> {
     let nickname = nickname.filter(|nickname| !nickname.is_empty());
@@ -95,8 +101,9 @@ fn ban_user_failed(shard: &mut Shard, key: SessionKey, text: &str) {
 
 /// BAN_USER: by account, by nickname, or both. Who is banned need not exist, unless it is an account.
 pub fn ban_user(shard: &mut Shard, key: SessionKey, request: &client::BanUser<'_>) {
-    let named = named(request.user_id, request.nickname);
-    let (subject, shown, reason) = match named.and_then(|(who, shown)| Ok((who, shown, reason(request.reason)?))) {
+    let named = checked_nickname(request.user_id, request.nickname);
+    let checked = named.and_then(|(who, shown)| Ok((who, shown, checked_reason(request.reason)?)));
+    let (subject, shown, reason) = match checked {
         Ok(checked) => checked,
         Err(text) => return ban_user_failed(shard, key, text),
     };
@@ -123,7 +130,7 @@ pub fn ban_ip(shard: &mut Shard, key: SessionKey, request: &client::BanIp<'_>) {
         (b"", _) => Err(NO_ADDRESS),
         (_, None) => Err("Invalid IP or CIDR address"),
         (_, Some(network)) if network.contains(&own) => Err("Cannot ban your own address"),
-        (text, Some(_)) => reason(request.reason).map(|reason| (Name::from(text), reason)),
+        (text, Some(_)) => checked_reason(request.reason).map(|reason| (Name::from(text), reason)),
     };
     let (text, reason) = match checked {
         Ok(checked) => checked,
@@ -152,7 +159,7 @@ fn user_unbanned(shard: &mut Shard, key: SessionKey, success: bool, text: &str) 
 
 /// UNBAN_USER: lifts every ban that counts for the account or nickname.
 pub fn unban_user(shard: &mut Shard, key: SessionKey, request: &client::UnbanUser<'_>) {
-    let (subject, shown) = match named(request.user_id, request.nickname) {
+    let (subject, shown) = match checked_nickname(request.user_id, request.nickname) {
         Ok(named) => named,
         Err(text) => return user_unbanned(shard, key, false, text),
     };
@@ -279,7 +286,7 @@ fn fitting_name(name: &[u8]) -> &[u8] {
 /// DELETE_CHANNEL: with its subchannels and all that was written there.
 pub fn delete_channel(shard: &mut Shard, key: SessionKey, request: &client::DeleteChannel<'_>) {
     let channel = request.channel_id;
-    let reason = match reason(request.reason) {
+    let reason = match checked_reason(request.reason) {
         Ok(reason) => reason,
         Err(text) => return channel_deleted(shard, key, false, channel, text),
     };

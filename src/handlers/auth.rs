@@ -33,6 +33,12 @@ const RETURN_SECONDS: u64 = 120;
 /// compared (D-08). Milliseconds.
 const RENAMED_PASSWORD_GRACE_MS: u64 = 10 * 60 * 1000;
 
+/// Whether a client may send this for a password.
+#[must_use]
+pub fn is_secret(secret: &[u8]) -> bool {
+    SECRET_BYTES.contains(&secret.len())
+}
+
 fn lossy(name: &[u8]) -> std::borrow::Cow<'_, str> {
     String::from_utf8_lossy(name)
 }
@@ -50,12 +56,14 @@ fn nickname_response(shard: &mut Shard, key: SessionKey, success: bool, text: &s
 pub fn set_nickname(shard: &mut Shard, key: SessionKey, request: &client::SetNickname<'_>) {
     const RULE: &str = "Invalid nickname. Must be 3-20 characters, alphanumeric plus - and _";
     let Some(nickname) = text::nickname(request.nickname.0) else { return nickname_response(shard, key, false, RULE) };
-    shard.ask(key, Query::Account { nickname: nickname.clone() }, |shard, key, answer| {
+    let newest = shard.newest_ban();
+    shard.ask(key, Query::Account { nickname: nickname.clone() }, move |shard, key, answer| {
         let Answer::Account { account, ban } = answer else { return };
-        let session = shard.clients.session(key);
         if let Some(ban) = ban.filter(|ban| !ban.shadow) {
             return nickname_response(shard, key, false, &ban_text(&ban));
         }
+        shard.trust_file(None, &nickname, newest);
+        let session = shard.clients.session(key);
         let renames = session.account.filter(|_| session.nickname.as_ref() != Some(&nickname));
         match renames {
             Some(signed_in) => rename(shard, key, signed_in, nickname, account),
@@ -123,8 +131,12 @@ pub fn auth_request(shard: &mut Shard, key: SessionKey, request: &client::AuthRe
     if !may_attempt(shard, key, &nickname, returning) {
         return refuse_sign_in(shard, key, AuthResult::Throttled, TOO_MANY_ATTEMPTS);
     }
+    let newest = shard.newest_ban();
     shard.ask(key, Query::Account { nickname: nickname.clone() }, move |shard, key, answer| {
         let Answer::Account { account, ban } = answer else { return };
+        if let (Some(account), true) = (&account, ban.as_ref().is_none_or(|ban| ban.shadow)) {
+            shard.trust_file(Some(account.id), &account.nickname, newest);
+        }
         if account.as_ref().is_some_and(|account| account.password_hash.is_empty()) {
             let text = "This account requires SSH authentication. Please connect via SSH.";
             count_failure(shard, key, returning);
@@ -278,7 +290,7 @@ pub fn register_user(shard: &mut Shard, key: SessionKey, request: &client::Regis
     let Some(nickname) = shard.clients.session(key).nickname.clone() else {
         return refuse_registration(shard, key, "Must set nickname before registering");
     };
-    if !SECRET_BYTES.contains(&request.password_hash.len()) {
+    if !is_secret(request.password_hash) {
         return refuse_registration(shard, key, INVALID_HASH);
     }
     if !may_attempt(shard, key, &nickname, false) {

@@ -34,6 +34,8 @@ use crate::metrics::Metrics;
 use crate::net::door::{Door, Doorman};
 use crate::net::ssh_login::HostKeyError;
 use crate::net::{Gate, backlog, tcp};
+use crate::operator::server::{OperatorParts, OperatorServer};
+use crate::operator;
 use crate::passwords::{DeliverHash, Passwords, Pool};
 use crate::profile::waits;
 use crate::shard::settings::InForce;
@@ -240,9 +242,11 @@ fn run(
     };
     announce_start(settings, database, port);
     let store_of_all = Arc::clone(&store) as Arc<dyn Store>;
+    let operator_parts = (Arc::clone(&store_of_all), Arc::clone(&desk), Arc::clone(&bus), Arc::clone(&in_force));
     let inside = Inside { door: Arc::new(door), store: store_of_all, desk, settings, in_force: &in_force, fatal };
     let mut ways_in = WaysIn::start(listeners, &inside)?;
     drop(inside);
+    let operator = start_operator(settings, environment, operator_parts);
     health.set_listening(true);
     info!("Server started on port {port}");
 
@@ -257,6 +261,9 @@ fn run(
     health.set_draining();
     notifier.stopping("stopping: telling clients", spread + CLIENTS_DEADLINE + PHASE_MARGIN);
     ways_in.stop_accepting();
+    if let Some(operator) = operator {
+        operator.stop();
+    }
     stop_clients(&bus, &metrics, &shard_ends, spread);
     ways_in.stop();
     notifier.status("stopping: closing the database");
@@ -311,6 +318,25 @@ fn start_admin(
     let server = AdminServer::start(options, Arc::clone(metrics), Arc::clone(health))?;
     info!("Metrics server listening on :{} (/metrics, /health) - INTERNAL ONLY", server.address().port());
     Ok(Some(server))
+}
+
+/// The operator can do without: what stands against it is said, and the server starts.
+fn start_operator(
+    settings: &Settings,
+    environment: &Environment,
+    (store, desk, bus, in_force): (Arc<dyn Store>, Arc<Desk>, Arc<Bus>, Arc<InForce>),
+) -> Option<OperatorServer> {
+    let database = settings.server.database_path.clone();
+    let path = match &settings.admin.socket {
+        off if off == Path::new("off") => return None,
+        unset if unset.as_os_str().is_empty() => operator::socket::of_server(environment, &database),
+        path => path.clone(),
+    };
+    let bound = operator::socket::bind(&path).inspect_err(|error| warn!("no socket for scd admin: {error}")).ok()?;
+    let parts = OperatorParts { bound, database, store, desk, bus, settings: in_force };
+    let server = OperatorServer::start(parts).inspect_err(|error| warn!("no socket for scd admin: {error}")).ok()?;
+    info!("Operator's socket: {}", path.display());
+    Some(server)
 }
 
 fn start_shard(

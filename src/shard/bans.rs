@@ -1,7 +1,9 @@
 //! What admins and operators do, on this shard (BEHAVIOUR.md 5): whom it ends, whom it marks, and who is told.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use tokio::sync::mpsc;
 use tracing::info;
 
 use super::Shard;
@@ -10,12 +12,40 @@ use super::roster::Repeat;
 use super::session::{Session, SessionKey};
 use crate::handlers::admin::{channel_deleted_text, user_deleted_text};
 use crate::handlers::auth::ban_text;
-use crate::ids::{ChannelId, UserId};
+use crate::ids::{BanId, ChannelId, SessionId, UserId};
 use crate::net::{CloseReason, Refusal};
 use crate::store::{Ban, Event, Kick, Name, Who};
 use crate::wire::server;
 
 const KICKED: &str = "Kicked by operator";
+
+/// A session as operators see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionSummary {
+    pub session: SessionId,
+    pub nickname: Option<Name>,
+    pub user: Option<UserId>,
+    /// WIRE.md 6 `user_flags`.
+    pub flags: u8,
+    pub address: IpAddr,
+    pub joined: Option<ChannelId>,
+    /// Seconds since its last frame.
+    pub idle_seconds: u64,
+}
+
+impl SessionSummary {
+    fn of(session: &Session, now: u64) -> Self {
+        Self {
+            session: session.id,
+            nickname: session.nickname.clone(),
+            user: session.user(),
+            flags: session.flags(),
+            address: session.address(),
+            joined: session.joined.map(|(channel, _)| channel),
+            idle_seconds: now.saturating_sub(session.last_frame_at) / 1000,
+        }
+    }
+}
 
 fn who(session: &Session) -> Who<'_> {
     Who { user: session.user(), nickname: session.nickname.as_deref() }
@@ -26,6 +56,18 @@ impl Shard {
     #[must_use]
     pub fn refusing_ban(&self, user: Option<UserId>, nickname: &[u8]) -> Option<Arc<Ban>> {
         self.bans.refusing(Who { user, nickname: Some(nickname) }, self.now.wall).cloned()
+    }
+
+    /// What the shard knows of bans now, for [`Self::trust_file`].
+    #[must_use]
+    pub fn newest_ban(&self) -> BanId {
+        self.bans.newest()
+    }
+
+    /// The file was asked when `newest` was the newest ban, and refuses nobody of this name or account: operators lift bans
+    /// there (BEHAVIOUR.md 11.4), and it is looked at anew once a second only.
+    pub fn trust_file(&mut self, user: Option<UserId>, nickname: &[u8], newest: BanId) {
+        self.bans.drop_refusing(Who { user, nickname: Some(nickname) }, newest, self.now.wall);
     }
 
     /// Takes over what was committed, and looks at every session anew: a ban counts at once.
@@ -124,6 +166,13 @@ impl Shard {
             }
             self.announce(key, Repeat { server: true, channel: true });
         }
+    }
+
+    /// Tells an operator who is here. One that no longer waits is passed over.
+    pub(super) fn survey(&self, reply: &mpsc::Sender<Vec<SessionSummary>>) {
+        let sessions = self.clients.keys().filter_map(|key| self.clients.get(key));
+        let now = self.now.mono;
+        reply.try_send(sessions.map(|session| SessionSummary::of(session, now)).collect()).ok();
     }
 
     /// The operator ends a session.

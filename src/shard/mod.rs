@@ -38,6 +38,7 @@ use drain::Drain;
 pub use event::{Accepted, Bus, KeyLogin, ShardEvent};
 use input::OUTBOX_PAUSE_BYTES;
 use outbox::{Encoder, Flushed, Outbox};
+pub use bans::SessionSummary;
 pub use publish::{created, subchannel_created_text};
 pub use rate::Rates;
 use request::Request;
@@ -329,6 +330,7 @@ impl Shard {
             ShardEvent::Accepted(accepted) => {
                 self.connect(accepted.session, accepted.admission, accepted.login.as_ref());
             }
+            ShardEvent::Survey(reply) => self.survey(&reply),
             ShardEvent::Configure(settings) => self.configure(settings),
             ShardEvent::Stop { spread_ms } => self.drain(spread_ms),
         }

@@ -86,6 +86,8 @@ pub struct Bans {
     users: Places<UserId>,
     nicknames: Places<Name>,
     networks: Places<IpNet>,
+    /// The highest id there ever was.
+    newest: BanId,
     /// How many networks have each length of prefix, by family.
     lengths: BTreeMap<(bool, u8), usize>,
 }
@@ -117,6 +119,7 @@ impl Bans {
 
     fn insert(&mut self, ban: Arc<Ban>) {
         self.remove(ban.id);
+        self.newest = self.newest.max(ban.id);
         match &ban.subject {
             Subject::User { user, nickname } => {
                 if let Some(user) = user {
@@ -156,6 +159,19 @@ impl Bans {
                 }
             }
         }
+    }
+
+    /// The highest id there ever was: what came later is newer.
+    #[must_use]
+    pub fn newest(&self) -> BanId {
+        self.newest
+    }
+
+    /// The file says that nothing up to `newest` refuses them: somebody lifted it behind the server's back.
+    pub fn drop_refusing(&mut self, who: Who<'_>, newest: BanId, now: i64) {
+        let refusing = self.about(who).filter(|ban| ban.id <= newest && !ban.shadow && ban.is_active(now));
+        let stale: Vec<_> = refusing.map(|ban| ban.id).collect();
+        stale.into_iter().for_each(|ban| self.remove(ban));
     }
 
     /// Whether this ban is there and counts at `now`.

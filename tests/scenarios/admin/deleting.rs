@@ -33,6 +33,11 @@ fn a_deleted_account_leaves_its_messages_as_a_visitors_and_nothing_else() {
     let message = posted(&mut sessions[0], post(GENERAL, b"hello"));
     let room = created(&mut sessions[0], "annsroom");
     let mut bystander = server.client_named("bob");
+    // Who comes and goes within one tick is not told of.
+    for _ in 0..2 {
+        let here = |fields: &crate::support::link::Fields| fields["nickname"] == "ann" && fields["user_id"] == "3";
+        bystander.expect_matching("SERVER_PRESENCE", here);
+    }
     for client in [&mut boss, &mut chief, &mut bystander] {
         client.quiet();
     }

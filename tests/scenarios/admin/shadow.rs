@@ -69,7 +69,7 @@ fn a_hidden_post_is_answered_as_always_and_reaches_its_author_and_admins() {
 
 #[test]
 fn a_hidden_message_is_not_there_for_others_whatever_they_ask() {
-    let Stage { mut boss, troll: [mut troll, _twin], mut ann, .. } = stage();
+    let Stage { mut boss, troll: [mut troll, _twin], mut ann, server: _server } = stage();
     let root = posted(&mut ann, post(GENERAL, b"root"));
     let secret = posted(&mut troll, reply(GENERAL, root, b"hidden"));
     posted(&mut boss, reply(GENERAL, secret, b"below"));
@@ -98,7 +98,7 @@ fn a_hidden_message_is_not_there_for_others_whatever_they_ask() {
 
 #[test]
 fn edits_and_deletions_of_what_is_hidden_are_hidden_too() {
-    let Stage { mut boss, troll: [mut troll, mut twin], mut ann, .. } = stage();
+    let Stage { mut boss, troll: [mut troll, mut twin], mut ann, server: _server } = stage();
     let hidden = posted(&mut troll, post(GENERAL, b"spam"));
     let edit = |message_id, text: &'static [u8]| EditMessage { message_id, new_content: Bounded(text) };
     assert_eq!(troll.ask(edit(hidden, b"more spam"), "MESSAGE_EDITED")["success"], true);

@@ -55,6 +55,11 @@ fn a_banned_account_loses_its_sessions_and_cannot_come_back_until_it_is_unbanned
     let mut sessions = [registered(&server, "troll"), server.client()];
     assert_eq!(sign_in(&mut sessions[1], "troll", "troll")["success"], true);
     let mut bystander = server.client_named("ann");
+    // Who comes and goes within one tick is not told of.
+    for _ in 0..2 {
+        let here = |fields: &crate::support::link::Fields| fields["nickname"] == "troll" && fields["user_id"] == "2";
+        bystander.expect_matching("SERVER_PRESENCE", here);
+    }
     let id = banned(&mut boss, ban("troll"), "USER_BANNED", "User troll banned successfully");
     for session in &mut sessions {
         assert_eq!(goodbye(session), PERMANENT);
