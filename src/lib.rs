@@ -1,6 +1,7 @@
 //! SuperChat server library; the binary `scd` is a thin shell around it.
 
 pub mod admin;
+pub mod argon2id;
 pub mod backup;
 pub mod cli;
 pub mod client;
@@ -17,6 +18,7 @@ pub mod log;
 pub mod manual;
 pub mod metrics;
 pub mod net;
+pub mod operator;
 pub mod passwords;
 pub mod profile;
 pub mod server;

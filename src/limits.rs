@@ -56,6 +56,12 @@ pub const KEYS_ASKED_REMEMBERED: usize = 32;
 /// Unread messages are counted up to here: beyond, a client shows "many" anyway (BEHAVIOUR.md 7).
 pub const UNREAD_COUNT_MAX: u32 = 10_000;
 
+/// Longest reason of a ban, in bytes: as a channel's description. Longer ones in old files are shown up to there.
+pub const BAN_REASON_BYTES_MAX: usize = 500;
+
+/// Longest nickname that can be banned without its account's id, in bytes; the longest that can be chosen has 20.
+pub const BAN_NICKNAME_BYTES_MAX: usize = 64;
+
 /// Writes waiting for the writer thread. At a slow disk's 200 commits a second a full queue is 5 s of work at most.
 pub const WRITER_QUEUE_MAX: usize = 8192;
 

@@ -1,14 +1,17 @@
 //! `scd`: command line -> subcommand -> exit code. Wrong usage and wrong configuration end with 2, a failed start with
 //! 1; `check-config` answers a wrong configuration with 1, because that is its finding.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use superchat::cli::{self, Command, DatabaseFlags, FrameCommand, Input, Stop};
+use superchat::cli::{self, AdminCommand, Command, DatabaseFlags, FrameCommand, Input, Stop};
 use superchat::config::{self, Environment, Flags, Loaded};
+use superchat::operator::client as admin;
+use superchat::operator::{Order, Reply};
 use superchat::wire::json::{JsonError, decode_line, encode_line};
-use superchat::{backup, client, doctor, manual, server, supervise, support};
+use superchat::{argon2id, backup, client, doctor, manual, server, supervise, support};
 
 /// Unused memory goes back to the system within a second, by a thread of the allocator's own. On average every 512 KiB one
 /// allocation is remembered with its stack, and what was freed stays counted: the `heap` and `allocs` profiles.
@@ -57,6 +60,7 @@ fn run(command: &Command) -> ExitCode {
         }),
         Command::Doctor { json, flags } => doctor(&flags.flags(), *json),
         Command::SupportBundle { output, flags } => support_bundle(&flags.flags(), output.as_deref()),
+        Command::Admin { command, json, config, db } => administer(command, *json, config.clone(), db.clone()),
         Command::Frame(FrameCommand::Decode { hex }) => {
             translate(hex, |line| decode_line(line).map(|json| json.to_string()))
         }
@@ -110,6 +114,61 @@ fn health(flags: &Flags, ready: bool) -> ExitCode {
     match superchat::admin::health::check(address, ready) {
         Ok(line) => print(&format!("{line}\n")),
         Err(line) => complain(&line, FAILED),
+    }
+}
+
+/// Has the running server do it.
+fn administer(command: &AdminCommand, json: bool, config: Option<PathBuf>, db: Option<OsString>) -> ExitCode {
+    let values = db.into_iter().map(|path| ("db", path)).collect();
+    let loaded = match configured(&Flags { config, values }) {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    let socket = Some(&loaded.settings.admin.socket).filter(|path| !path.as_os_str().is_empty());
+    if socket.is_some_and(|path| path == Path::new("off")) {
+        return complain("[admin] socket is off: there is nobody to ask", FAILED);
+    }
+    let ask = |order| admin::ask(&loaded.settings.server.database_path, socket.map(PathBuf::as_path), order);
+    let answer = match (command.order(), command) {
+        (Some(order), _) => ask(order),
+        (None, AdminCommand::ResetPassword { nickname, stdin }) => return reset_password(nickname, *stdin, json, ask),
+        (None, _) => return complain("that is not to be asked for", WRONG_USAGE),
+    };
+    tell(answer, json)
+}
+
+fn tell(answer: Result<Reply, admin::AdminError>, json: bool) -> ExitCode {
+    match answer {
+        Ok(reply) if json => print(&format!("{}\n", reply.to_json())),
+        Ok(reply) => print(&admin::readable(&reply)),
+        Err(error) => complain(&error.to_string(), FAILED),
+    }
+}
+
+/// A password that is made up is printed once it counts, and nowhere else.
+fn reset_password(
+    nickname: &str,
+    stdin: bool,
+    json: bool,
+    ask: impl FnOnce(Order) -> Result<Reply, admin::AdminError>,
+) -> ExitCode {
+    let given = match stdin {
+        false => None,
+        true => match io::stdin().lines().next() {
+            Some(Ok(line)) if !line.is_empty() => Some(line),
+            _ => return complain("no password on standard input", WRONG_USAGE),
+        },
+    };
+    let made_up = given.is_none();
+    let Some(password) = given.or_else(argon2id::made_up_password) else {
+        return complain("the system gives no random numbers", FAILED);
+    };
+    let Some(password_hash) = argon2id::client_hash(password.as_bytes(), nickname.as_bytes()) else {
+        return complain("the password cannot be hashed", FAILED);
+    };
+    match ask(Order::ResetPassword { nickname: nickname.to_owned(), password_hash }) {
+        Ok(Reply::Done(text)) if made_up => tell(Ok(Reply::Done(format!("{text}: {password}"))), json),
+        answer => tell(answer, json),
     }
 }
 

@@ -118,6 +118,7 @@ fn defaults_are_those_of_the_specification() {
         ("discovery", "server_name", r#""SuperChat Server""#),
         ("discovery", "server_description", r#""A SuperChat community server""#),
         ("discovery", "max_users", "0"),
+        ("admin", "socket", r#""""#),
         ("admin", "metrics_listen", r#""127.0.0.1:9090""#),
         ("admin", "profile_listen", r#""127.0.0.1:6060""#),
     ] {
@@ -173,6 +174,7 @@ const SAMPLES: &[(&str, &str, &str, Option<&str>)] = &[
     ("storage", "durability", "\"process\"", Some("process")),
     ("storage", "checkpoints", "\"external\"", Some("external")),
     ("storage", "readers", "4", Some("4")),
+    ("admin", "socket", "\"/run/x.sock\"", Some("/run/x.sock")),
     ("admin", "metrics_listen", "\"off\"", Some("off")),
     ("admin", "profile_listen", "\"127.0.0.1:7060\"", Some("127.0.0.1:7060")),
     ("admin", "metrics_token", "\"***\"", Some("t0ken")),

@@ -40,9 +40,6 @@ use support::client::PATIENCE;
 use support::server::free_port;
 use support::{Client, Link, Server, Settings};
 
-/// Captures that cannot be replayed yet, with the reason.
-const WAITING: &[(&str, &str)] = &[("admin_bans", "administration comes with a later part of the server")];
-
 /// How frames are spread over WebSocket messages: a stream of frames does not show it.
 const BELOW_FRAMES: &str = "1.9";
 
@@ -60,6 +57,7 @@ macro_rules! replays {
     };
 }
 replays! {
+    admin_bans
     anonymous_browse_and_post
     bot_with_mentions
     channel_and_subchannel_create
@@ -173,12 +171,9 @@ fn settings(script: &Script) -> Settings {
 }
 
 #[test]
-fn every_capture_has_a_test_or_a_reason_to_wait() {
-    let known: BTreeSet<String> =
-        REPLAYED.iter().chain(WAITING.iter().map(|(name, _)| name)).map(|name| (*name).to_owned()).collect();
-    let captures: BTreeSet<String> = script::names().into_iter().collect();
-    assert_eq!(known, captures);
-    assert_eq!(known.len(), REPLAYED.len() + WAITING.len(), "a capture that waits has a test as well");
+fn every_capture_has_a_test() {
+    let known: BTreeSet<String> = REPLAYED.iter().map(|name| (*name).to_owned()).collect();
+    assert_eq!(known, script::names().into_iter().collect());
 }
 
 #[test]
@@ -221,10 +216,10 @@ fn rehearse(expected: &Script, played: Script, patience: Duration) -> (Vec<Strin
     (found, thread.join().unwrap())
 }
 
-/// Those that wait as well, except where the server connects to a client.
+/// Except where the server connects to a client.
 #[test]
 fn a_server_that_says_what_was_recorded_passes() {
-    for name in REPLAYED.iter().chain(WAITING.iter().map(|(name, _)| name)) {
+    for name in REPLAYED {
         let script = script::load(name);
         if script.is_dialled() {
             continue;

@@ -355,6 +355,9 @@ settings! {
     }
     /// Ports for operators, never public.
     admin: Admin {
+        /// Socket for `scd admin`, a path or `off`. Empty: `admin.sock` in the directory that systemd makes for the server,
+        /// else beside the database, with `.sock` at its end.
+        socket: PathBuf = PathBuf::new(), PLAIN;
         /// Metrics and health: address and port, or `off`.
         metrics_listen: Option<SocketAddr> = loopback(9090), PLAIN;
         /// Profiles: address and port, or `off`. An address other than loopback needs `metrics_token`.

@@ -3,6 +3,7 @@
 use tracing::{debug, info, warn};
 
 use crate::clock;
+use crate::limits::BAN_REASON_BYTES_MAX;
 use crate::metrics::{AuthMethod, AuthResult, RateLimit};
 use crate::passwords::{HashJob, HashOutcome};
 use crate::shard::roster::Repeat;
@@ -32,6 +33,12 @@ const RETURN_SECONDS: u64 = 120;
 /// compared (D-08). Milliseconds.
 const RENAMED_PASSWORD_GRACE_MS: u64 = 10 * 60 * 1000;
 
+/// Whether a client may send this for a password.
+#[must_use]
+pub fn is_secret(secret: &[u8]) -> bool {
+    SECRET_BYTES.contains(&secret.len())
+}
+
 fn lossy(name: &[u8]) -> std::borrow::Cow<'_, str> {
     String::from_utf8_lossy(name)
 }
@@ -49,12 +56,14 @@ fn nickname_response(shard: &mut Shard, key: SessionKey, success: bool, text: &s
 pub fn set_nickname(shard: &mut Shard, key: SessionKey, request: &client::SetNickname<'_>) {
     const RULE: &str = "Invalid nickname. Must be 3-20 characters, alphanumeric plus - and _";
     let Some(nickname) = text::nickname(request.nickname.0) else { return nickname_response(shard, key, false, RULE) };
-    shard.ask(key, Query::Account { nickname: nickname.clone() }, |shard, key, answer| {
+    let newest = shard.newest_ban();
+    shard.ask(key, Query::Account { nickname: nickname.clone() }, move |shard, key, answer| {
         let Answer::Account { account, ban } = answer else { return };
-        let session = shard.clients.session(key);
         if let Some(ban) = ban.filter(|ban| !ban.shadow) {
             return nickname_response(shard, key, false, &ban_text(&ban));
         }
+        shard.trust_file(None, &nickname, newest);
+        let session = shard.clients.session(key);
         let renames = session.account.filter(|_| session.nickname.as_ref() != Some(&nickname));
         match renames {
             Some(signed_in) => rename(shard, key, signed_in, nickname, account),
@@ -72,8 +81,8 @@ fn rename(shard: &mut Shard, key: SessionKey, signed_in: SignedIn, nickname: Nam
     }
     let user = signed_in.user;
     shard.submit(key, Command::Rename { user, nickname }, move |shard, key, result| match result {
-        Ok(Event::Renamed { nickname, .. }) => {
-            let flags = shard.settings.flags_for(&nickname, signed_in.flags);
+        Ok(Event::Renamed { nickname, granted, .. }) => {
+            let flags = shard.settings.flags_for(&nickname, signed_in.flags) | granted;
             shard.set_account(key, Some(SignedIn { flags, user }));
             adopt(shard, key, nickname, owner);
         }
@@ -84,6 +93,11 @@ fn rename(shard: &mut Shard, key: SessionKey, signed_in: SignedIn, nickname: Nam
 
 /// The session carries the name from now on.
 fn adopt(shard: &mut Shard, key: SessionKey, nickname: Name, owner: Option<Account>) {
+    // A ban may have come between the question and its answer.
+    let user = shard.clients.session(key).user();
+    if let Some(ban) = shard.refusing_ban(user, &nickname) {
+        return nickname_response(shard, key, false, &ban_text(&ban));
+    }
     let session = shard.clients.session(key);
     let before = session.nickname.replace(nickname.clone());
     let (id, user) = (session.id, session.user());
@@ -98,6 +112,7 @@ fn adopt(shard: &mut Shard, key: SessionKey, nickname: Name, owner: Option<Accou
         let user_id = Some(owner.id);
         shard.reply(key, server::UserInfo { nickname: &nickname, is_registered: true, user_id, online: true });
     }
+    shard.meet_bans(key);
 }
 
 // AUTH_REQUEST
@@ -116,8 +131,12 @@ pub fn auth_request(shard: &mut Shard, key: SessionKey, request: &client::AuthRe
     if !may_attempt(shard, key, &nickname, returning) {
         return refuse_sign_in(shard, key, AuthResult::Throttled, TOO_MANY_ATTEMPTS);
     }
+    let newest = shard.newest_ban();
     shard.ask(key, Query::Account { nickname: nickname.clone() }, move |shard, key, answer| {
         let Answer::Account { account, ban } = answer else { return };
+        if let (Some(account), true) = (&account, ban.as_ref().is_none_or(|ban| ban.shadow)) {
+            shard.trust_file(Some(account.id), &account.nickname, newest);
+        }
         if account.as_ref().is_some_and(|account| account.password_hash.is_empty()) {
             let text = "This account requires SSH authentication. Please connect via SSH.";
             count_failure(shard, key, returning);
@@ -173,20 +192,31 @@ fn may_attempt(shard: &mut Shard, key: SessionKey, nickname: &[u8], returning: b
 
 /// The password is right.
 fn verified(shard: &mut Shard, key: SessionKey, account: Account, ban: Option<Ban>) {
-    let session = shard.clients.session(key).id;
     if let Some(ban) = ban.filter(|ban| !ban.shadow) {
-        let (nickname, id) = (lossy(&account.nickname), account.id);
-        warn!(target: "security", session = session.0, "Session {session}: rejected login for banned user {nickname} (id={id})");
-        return refuse_sign_in(shard, key, AuthResult::Banned, &ban_text(&ban));
+        return refuse_banned(shard, key, &account, &ban);
     }
     let flags = shard.settings.flags_for(&account.nickname, account.flags);
     log_cleared_flag(&account, flags);
     let user = account.id;
     shard.submit(key, Command::SignIn { user, flags }, move |shard, key, result| match result {
-        Ok(_) => signed_in(shard, key, &account, flags),
+        Ok(event) => {
+            let flags = if let Event::SignedIn { flags, .. } = event { flags } else { flags };
+            // A ban may have come between the question and its answer.
+            match shard.refusing_ban(Some(user), &account.nickname) {
+                Some(ban) => refuse_banned(shard, key, &account, &ban),
+                None => signed_in(shard, key, &account, flags),
+            }
+        }
         Err(Refusal::UserNotFound) => refuse_sign_in(shard, key, AuthResult::Failed, INVALID_CREDENTIALS),
         Err(_) => shard.error(key, ErrorCode::Database, "Database error"),
     });
+}
+
+fn refuse_banned(shard: &mut Shard, key: SessionKey, account: &Account, ban: &Ban) {
+    let session = shard.clients.session(key).id;
+    let (nickname, id) = (lossy(&account.nickname), account.id);
+    warn!(target: "security", session = session.0, "Session {session}: rejected login for banned user {nickname} (id={id})");
+    refuse_sign_in(shard, key, AuthResult::Banned, &ban_text(ban));
 }
 
 /// Operators are told to set the flag in the file, where it does not last (BEHAVIOUR.md 11.4).
@@ -228,12 +258,13 @@ fn welcome(shard: &mut Shard, key: SessionKey, account: SignedIn, nickname: &Nam
     shard.send_roster(key);
     shard.send_dms(key);
     shard.announce(key, REPEAT);
+    shard.meet_bans(key);
 }
 
 /// What a banned account or name is told.
 #[must_use]
 pub fn ban_text(ban: &Ban) -> String {
-    let reason = lossy(&ban.reason);
+    let reason = lossy(&ban.reason[..ban.reason.len().min(BAN_REASON_BYTES_MAX)]);
     match ban.until {
         None => format!("Account banned permanently. Reason: {reason}"),
         Some(until) => format!("Account banned until {}. Reason: {reason}", clock::rfc3339(until)),
@@ -259,7 +290,7 @@ pub fn register_user(shard: &mut Shard, key: SessionKey, request: &client::Regis
     let Some(nickname) = shard.clients.session(key).nickname.clone() else {
         return refuse_registration(shard, key, "Must set nickname before registering");
     };
-    if !SECRET_BYTES.contains(&request.password_hash.len()) {
+    if !is_secret(request.password_hash) {
         return refuse_registration(shard, key, INVALID_HASH);
     }
     if !may_attempt(shard, key, &nickname, false) {
@@ -287,6 +318,7 @@ fn register(shard: &mut Shard, key: SessionKey, nickname: Name, password_hash: B
             let registered = server::Registered { user_id: user, message: text.as_bytes() };
             shard.reply(key, server::RegisterResponse { outcome: Ok(registered) });
             shard.announce(key, Repeat { server: true, channel: false });
+            shard.meet_bans(key);
         }
         Err(Refusal::NicknameTaken) => refuse_registration(shard, key, "Nickname already registered"),
         Ok(_) | Err(_) => shard.error(key, ErrorCode::Database, "Database error"),

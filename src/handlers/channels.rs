@@ -1,6 +1,6 @@
 //! Channels: listing, entering, leaving, creating (BEHAVIOUR.md 2.5 to 2.11).
 
-use crate::ids::ChannelId;
+use crate::ids::{ChannelId, UserId};
 use crate::metrics::RateLimit;
 use crate::shard::presence::spell;
 use crate::shard::roster::Repeat;
@@ -69,7 +69,7 @@ pub fn get_subchannels(shard: &mut Shard, key: SessionKey, request: &client::Get
 }
 
 /// As many entries as one frame carries: what an operator stored by hand may be longer than any client could send.
-fn one_frame<T>(entries: impl Iterator<Item = T>, text_bytes: impl Fn(&T) -> usize) -> List<T> {
+pub(super) fn one_frame<T>(entries: impl Iterator<Item = T>, text_bytes: impl Fn(&T) -> usize) -> List<T> {
     let mut room = PAYLOAD_BYTES_MAX - ENTRY_BYTES;
     let fits = |entry: &T| {
         let bytes = text_bytes(entry) + ENTRY_BYTES;
@@ -81,7 +81,7 @@ fn one_frame<T>(entries: impl Iterator<Item = T>, text_bytes: impl Fn(&T) -> usi
 }
 
 /// A stored text as far as one string carries it.
-fn fitting(text: &[u8]) -> &[u8] {
+pub(super) fn fitting(text: &[u8]) -> &[u8] {
     &text[..text.len().min(STRING_BYTES_MAX)]
 }
 
@@ -154,34 +154,31 @@ pub fn refuse_subchannel(shard: &mut Shard, key: SessionKey, text: &str) {
     shard.reply(key, server::SubchannelCreated { outcome: Err(Failed { message: text.as_bytes() }) });
 }
 
-/// CREATE_CHANNEL. The lengths count bytes.
+/// CREATE_CHANNEL.
 pub fn create_channel(shard: &mut Shard, key: SessionKey, request: &client::CreateChannel<'_>) {
-    match check_channel(shard, key, request) {
+    const ANONYMOUS: &str = "Only registered users can create channels. Please register or log in.";
+    let creator = shard.clients.session(key).user().ok_or(ANONYMOUS);
+    match creator.and_then(|creator| new_channel(request, Some(creator))) {
         Ok(channel) => create(shard, key, channel, "Channel name already exists", refuse_channel),
         Err(text) => refuse_channel(shard, key, text),
     }
 }
 
-fn check_channel(
-    shard: &mut Shard,
-    key: SessionKey,
+/// A channel as it may be created. The lengths count bytes.
+///
+/// # Errors
+/// What is wrong with it, in the words of BEHAVIOUR.md 2.8.
+pub fn new_channel(
     request: &client::CreateChannel<'_>,
+    created_by: Option<UserId>,
 ) -> Result<NewChannel, &'static str> {
-    const ANONYMOUS: &str = "Only registered users can create channels. Please register or log in.";
-    let created_by = shard.clients.session(key).user().ok_or(ANONYMOUS)?;
     check_length(request.name, 3..=50, "Channel name must be 3-50 characters")?;
     check_length(request.display_name, 1..=100, "Display name must be 1-100 characters")?;
     let details = check_details(request.description.unwrap_or(b""), request.channel_type, request.retention_hours)?;
     check_name(request.name)?;
     let display_name = Name::from(&text::sanitized(request.display_name)[..]);
     check_length(&display_name, 1..=100, "Display name must be 1-100 characters")?;
-    Ok(NewChannel {
-        name: request.name.into(),
-        display_name,
-        created_by,
-        parent: None,
-        ..details.into_channel(created_by)
-    })
+    Ok(NewChannel { name: request.name.into(), display_name, parent: None, ..details.into_channel(created_by) })
 }
 
 /// CREATE_SUBCHANNEL: by the parent's creator or an admin, one level deep.
@@ -198,7 +195,6 @@ fn check_subchannel(
     request: &client::CreateSubchannel<'_>,
 ) -> Result<NewChannel, &'static str> {
     const ANONYMOUS: &str = "Only registered users can create subchannels. Please register or log in.";
-    const NESTED: &str = "Cannot create subchannels within subchannels (only one level of nesting allowed)";
     let session = shard.clients.session(key);
     let (created_by, is_admin) = (session.user().ok_or(ANONYMOUS)?, session.is_admin());
     let parent = shard.channels.get(request.channel_id).filter(|channel| channel.participants.is_none());
@@ -206,6 +202,19 @@ fn check_subchannel(
     if parent.created_by != Some(created_by) && !is_admin {
         return Err("Only the channel owner or admins can create subchannels");
     }
+    new_subchannel(parent, request, Some(created_by))
+}
+
+/// A subchannel as it may be created.
+///
+/// # Errors
+/// What is wrong with it, in the words of BEHAVIOUR.md 2.9.
+pub fn new_subchannel(
+    parent: &Channel,
+    request: &client::CreateSubchannel<'_>,
+    created_by: Option<UserId>,
+) -> Result<NewChannel, &'static str> {
+    const NESTED: &str = "Cannot create subchannels within subchannels (only one level of nesting allowed)";
     if parent.parent.is_some() {
         return Err(NESTED);
     }
@@ -241,7 +250,7 @@ struct Details {
 }
 
 impl Details {
-    fn into_channel(self, created_by: crate::ids::UserId) -> NewChannel {
+    fn into_channel(self, created_by: Option<UserId>) -> NewChannel {
         let Self { description, channel_type, retention_hours } = self;
         let nameless = Name::from(&b""[..]);
         NewChannel {
@@ -273,8 +282,8 @@ fn create(
     name_taken: &'static str,
     refuse: fn(&mut Shard, SessionKey, &str),
 ) {
-    let exempt = shard.clients.session(key).is_exempt();
-    if !exempt && !shard.rates.channels_by_user.admit(channel.created_by, shard.now.mono) {
+    let limited = channel.created_by.filter(|_| !shard.clients.session(key).is_exempt());
+    if limited.is_some_and(|creator| !shard.rates.channels_by_user.admit(creator, shard.now.mono)) {
         shard.rate_limited(key, RateLimit::ChannelCreate);
         return refuse(shard, key, "Channel creation rate limit exceeded");
     }

@@ -67,7 +67,7 @@ fn account_required(code: u8) -> Option<&'static str> {
     }
 }
 
-/// Every message has its function; one that a part of the server does not serve yet says so.
+/// Every message has its function.
 fn handle(shard: &mut Shard, key: SessionKey, message: ClientMessage<'_>) {
     match message {
         ClientMessage::Ping(ping) => shard.reply(key, Pong { client_timestamp: ping.timestamp }),
@@ -121,13 +121,13 @@ fn handle(shard: &mut Shard, key: SessionKey, message: ClientMessage<'_>) {
         ClientMessage::VerifyResponse(_) => {
             shard.error(key, ErrorCode::InvalidInput, "No pending verification");
         }
-        ClientMessage::BanUser(_)
-        | ClientMessage::BanIp(_)
-        | ClientMessage::UnbanUser(_)
-        | ClientMessage::UnbanIp(_)
-        | ClientMessage::ListBans(_)
-        | ClientMessage::DeleteUser(_)
-        | ClientMessage::DeleteChannel(_) => unsupported(shard, key),
+        ClientMessage::BanUser(request) => admin::ban_user(shard, key, &request),
+        ClientMessage::BanIp(request) => admin::ban_ip(shard, key, &request),
+        ClientMessage::UnbanUser(request) => admin::unban_user(shard, key, &request),
+        ClientMessage::UnbanIp(request) => admin::unban_ip(shard, key, &request),
+        ClientMessage::ListBans(request) => admin::list_bans(shard, key, &request),
+        ClientMessage::DeleteUser(request) => admin::delete_user(shard, key, &request),
+        ClientMessage::DeleteChannel(request) => admin::delete_channel(shard, key, &request),
     }
 }
 

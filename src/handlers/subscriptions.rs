@@ -51,7 +51,8 @@ pub fn unsubscribe_channel(shard: &mut Shard, key: SessionKey, request: &client:
 /// SUBSCRIBE_THREAD: a reply's id stands for its thread.
 pub fn subscribe_thread(shard: &mut Shard, key: SessionKey, request: &client::SubscribeThread) {
     let thread_id = request.thread_id;
-    shard.ask(key, Query::ThreadOf { message: thread_id }, move |shard, key, answer| match answer {
+    let viewer = shard.clients.session(key).viewer();
+    shard.ask(key, Query::ThreadOf { viewer, message: thread_id }, move |shard, key, answer| match answer {
         Answer::ThreadOf(Some((root, channel))) => follow(shard, key, thread_id, ThreadSubscription { root, channel }),
         _ => shard.error(key, ErrorCode::ThreadNotFound, "Thread does not exist"),
     });
@@ -81,7 +82,8 @@ pub fn unsubscribe_thread(shard: &mut Shard, key: SessionKey, request: &client::
         shard.unsubscribe_thread(key, thread_id);
         return ok(shard, key, THREAD, thread_id.0, None);
     }
-    shard.ask(key, Query::ThreadOf { message: thread_id }, move |shard, key, answer| {
+    let viewer = shard.clients.session(key).viewer();
+    shard.ask(key, Query::ThreadOf { viewer, message: thread_id }, move |shard, key, answer| {
         if let Answer::ThreadOf(Some((root, _))) = answer {
             shard.unsubscribe_thread(key, root);
         }

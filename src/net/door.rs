@@ -8,10 +8,12 @@ use tracing::{info, warn};
 
 use super::stream::Socket;
 use super::{Admission, Gate, Refusal};
+use crate::clock;
 use crate::ids::SessionId;
 use crate::metrics::{Metrics, RateLimit, Transport};
 use crate::shard::settings::InForce;
 use crate::shard::{Accepted, Bus, KeyLogin, ShardEvent};
+use crate::store::{Answer, Batch, Deliver, Ticket};
 use crate::wire::WireError;
 use crate::wire::frame::{self, Compression};
 use crate::wire::server::{self, Disconnect};
@@ -33,13 +35,20 @@ impl Door {
     /// # Errors
     /// [`Refusal`], to be told by [`Self::farewell`].
     pub fn admit(&self, peer: SocketAddr) -> Result<Admission, Refusal> {
-        self.gate.admit(peer.ip()).inspect_err(|refusal| {
+        let address = peer.ip();
+        let admitted = self.gate.check_ban(address, clock::wall_ms()).and_then(|()| self.gate.admit(address));
+        admitted.inspect_err(|refusal| {
             self.metrics.rejected(refusal.label());
             if *refusal == Refusal::AddressLimit {
                 self.metrics.rate_limit(RateLimit::Connection);
             }
-            let (remote, reason) = (crate::log::peer(peer.ip()), refusal.text());
-            warn!(target: "security", %remote, "connection refused, rate limit exceeded: {reason}");
+            let (remote, reason) = (crate::log::peer(address), refusal.text());
+            match refusal {
+                Refusal::Banned => warn!(target: "security", %remote, "connection refused: {reason}"),
+                Refusal::AddressLimit | Refusal::ServerFull => {
+                    warn!(target: "security", %remote, "connection refused, rate limit exceeded: {reason}");
+                }
+            }
         })
     }
 
@@ -83,5 +92,23 @@ impl Door {
             frame::write(&mut bytes, &message, Compression::Never)?;
         }
         Ok(bytes)
+    }
+}
+
+/// Stands before the shards in the way of what is committed: once anybody can know of a ban, the door does.
+pub struct Doorman {
+    pub gate: Arc<Gate>,
+    pub shards: Arc<dyn Deliver>,
+}
+
+impl Deliver for Doorman {
+    fn committed(&self, batch: Batch) {
+        let events = batch.iter().filter_map(|outcome| outcome.result.as_ref().ok());
+        events.filter(|event| event.is_about_bans()).for_each(|event| self.gate.change_bans(event));
+        self.shards.committed(batch);
+    }
+
+    fn answered(&self, ticket: Ticket, answer: Answer) {
+        self.shards.answered(ticket, answer);
     }
 }

@@ -21,6 +21,7 @@ use ipnet::IpNet;
 pub use crate::metrics::DisconnectReason as CloseReason;
 use crate::metrics::Rejection;
 use crate::profile::waits::Mutex;
+use crate::store::{Bans, Event};
 use crate::wire::ErrorCode;
 
 /// Counts connections: in all and per address (BEHAVIOUR.md 1.10).
@@ -32,6 +33,7 @@ struct Open {
     per_address_max: Option<u32>,
     total_max: Option<u32>,
     exempt: Vec<IpNet>,
+    bans: Bans,
     total: u32,
     by_address: HashMap<IpAddr, u32, RandomState>,
 }
@@ -41,6 +43,8 @@ struct Open {
 pub enum Refusal {
     AddressLimit,
     ServerFull,
+    /// The address is banned.
+    Banned,
 }
 
 impl Refusal {
@@ -49,6 +53,7 @@ impl Refusal {
         match self {
             Self::AddressLimit => ErrorCode::ConnectionLimit,
             Self::ServerFull => ErrorCode::Unavailable,
+            Self::Banned => ErrorCode::PermissionDenied,
         }
     }
 
@@ -57,6 +62,7 @@ impl Refusal {
         match self {
             Self::AddressLimit => "Too many connections from your address",
             Self::ServerFull => "Server is full",
+            Self::Banned => "Your IP address is banned",
         }
     }
 
@@ -65,6 +71,7 @@ impl Refusal {
         match self {
             Self::AddressLimit => Rejection::IpLimit,
             Self::ServerFull => Rejection::ServerFull,
+            Self::Banned => Rejection::IpBan,
         }
     }
 }
@@ -82,6 +89,22 @@ impl Gate {
     pub fn set_limits(&self, per_address_max: Option<u32>, total_max: Option<u32>, exempt: Vec<IpNet>) {
         let mut open = self.0.lock();
         (open.per_address_max, open.total_max, open.exempt) = (per_address_max, total_max, exempt);
+    }
+
+    /// Takes over what was committed about bans.
+    pub fn change_bans(&self, event: &Event) {
+        self.0.lock().bans.apply(event);
+    }
+
+    /// Whether an address is banned at `now`, in milliseconds since 1970.
+    ///
+    /// # Errors
+    /// [`Refusal::Banned`].
+    pub fn check_ban(&self, address: IpAddr, now: i64) -> Result<(), Refusal> {
+        match self.0.lock().bans.refusing_address(address, now) {
+            Some(_) => Err(Refusal::Banned),
+            None => Ok(()),
+        }
     }
 
     /// Takes a place for a connection.

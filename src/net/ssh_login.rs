@@ -148,7 +148,8 @@ impl Attempt<'_> {
         auth::log_cleared_flag(&account, flags);
         let command = Command::SignInByKey { user: account.id, flags, fingerprint: self.fingerprint.clone() };
         match self.login.desk.submit(&*self.login.store, command).await {
-            Ok(_) => {
+            Ok(event) => {
+                let flags = if let Event::SignedIn { flags, .. } = event { flags } else { flags };
                 self.login.metrics.auth(AuthMethod::SshKey, AuthResult::Ok);
                 let (nickname, id) = (String::from_utf8_lossy(&account.nickname), account.id);
                 info!(target: "security", user = %nickname,

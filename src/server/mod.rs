@@ -34,9 +34,11 @@ use crate::directory::Registry;
 use crate::errors::{self, Tracker};
 use crate::log::{self, LogOptions, Logging, Tap};
 use crate::metrics::Metrics;
-use crate::net::door::Door;
+use crate::net::door::{Door, Doorman};
 use crate::net::ssh_login::HostKeyError;
 use crate::net::{Gate, backlog, tcp};
+use crate::operator;
+use crate::operator::server::{OperatorParts, OperatorServer};
 use crate::passwords::{DeliverHash, Passwords, Pool};
 use crate::profile::waits;
 use crate::shard::settings::InForce;
@@ -205,7 +207,10 @@ fn run(
     let admin = start_admin(settings, &token, &metrics, &health, profiles.as_ref().map(ProfileServer::address))?;
 
     let bus = Arc::new(Bus::new(shards));
-    let desk = Arc::new(Desk::new(Arc::clone(&bus) as _));
+    let (per_address_max, total_max, exempt) = door_limits(settings);
+    let gate = Gate::new(per_address_max, total_max, exempt);
+    let doorman = Doorman { gate: Arc::clone(&gate), shards: Arc::clone(&bus) as _ };
+    let desk = Arc::new(Desk::new(Arc::new(doorman)));
     let (store, channels) = start_store(settings, database, &desk, &metrics, &health, fatal.clone())?;
     announce_channels(&channels);
     provide(settings, database, &metrics, &health, &store, &in_force);
@@ -233,8 +238,6 @@ fn run(
     }
     drop(ended);
 
-    let (per_address_max, total_max, exempt) = door_limits(settings);
-    let gate = Gate::new(per_address_max, total_max, exempt);
     let door = Door {
         gate: Arc::clone(&gate),
         bus: Arc::clone(&bus),
@@ -246,9 +249,11 @@ fn run(
     let about =
         directory::Inside { settings, in_force: &in_force, metrics: &metrics, store: &store_of_all, desk: &desk, port };
     let directory = directory::start(&about, registry, claims)?;
+    let operator_parts = (Arc::clone(&store_of_all), Arc::clone(&desk), Arc::clone(&bus), Arc::clone(&in_force));
     let inside = Inside { door: Arc::new(door), store: store_of_all, desk, settings, in_force: &in_force, fatal };
     let mut ways_in = WaysIn::start(listeners, &inside)?;
     drop(inside);
+    let operator = start_operator(settings, environment, operator_parts);
     health.set_listening(true);
     info!("Server started on port {port}");
 
@@ -265,6 +270,9 @@ fn run(
     ways_in.stop_accepting();
     if let Some(directory) = directory {
         directory.stop();
+    }
+    if let Some(operator) = operator {
+        operator.stop();
     }
     stop_clients(&bus, &metrics, &shard_ends, spread);
     ways_in.stop();
@@ -320,6 +328,25 @@ fn start_admin(
     let server = AdminServer::start(options, Arc::clone(metrics), Arc::clone(health))?;
     info!("Metrics server listening on :{} (/metrics, /health) - INTERNAL ONLY", server.address().port());
     Ok(Some(server))
+}
+
+/// The operator can do without: what stands against it is said, and the server starts.
+fn start_operator(
+    settings: &Settings,
+    environment: &Environment,
+    (store, desk, bus, in_force): (Arc<dyn Store>, Arc<Desk>, Arc<Bus>, Arc<InForce>),
+) -> Option<OperatorServer> {
+    let database = settings.server.database_path.clone();
+    let path = match &settings.admin.socket {
+        off if off == Path::new("off") => return None,
+        unset if unset.as_os_str().is_empty() => operator::socket::of_server(environment, &database),
+        path => path.clone(),
+    };
+    let bound = operator::socket::bind(&path).inspect_err(|error| warn!("no socket for scd admin: {error}")).ok()?;
+    let parts = OperatorParts { bound, database, store, desk, bus, settings: in_force };
+    let server = OperatorServer::start(parts).inspect_err(|error| warn!("no socket for scd admin: {error}")).ok()?;
+    info!("Operator's socket: {}", path.display());
+    Some(server)
 }
 
 fn start_shard(

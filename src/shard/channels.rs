@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use foldhash::fast::RandomState;
 
 use super::topics::Spelling;
-use crate::ids::ChannelId;
+use crate::ids::{ChannelId, UserId};
 use crate::store::{Channel, ChannelType};
 
 /// All channels, subchannels and direct-message channels.
@@ -64,6 +64,11 @@ impl Channels {
 
     pub fn remove(&mut self, channel: ChannelId) -> Option<Channel> {
         self.by_id.remove(&channel)
+    }
+
+    /// An account is gone; what it made stays.
+    pub fn forget_creator(&mut self, user: UserId) {
+        self.by_id.values_mut().for_each(|channel| channel.forget_creator(user));
     }
 
     /// The place that a pair of ids names: both spellings of a subchannel are one place.

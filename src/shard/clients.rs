@@ -7,6 +7,7 @@ use super::Cells;
 use super::outbox::{Broadcast, Encoder, Segment};
 use super::session::{Session, SessionKey};
 use crate::ids::SessionId;
+use crate::store::Audience;
 
 /// A place and who held it: for what is looked at later, when another may sit there.
 pub(super) type Held = (SessionKey, SessionId);
@@ -87,6 +88,11 @@ impl Clients {
     pub(super) fn push(&mut self, key: SessionKey, segment: &Segment) {
         let Some(session) = self.sessions.get_mut(key.0 as usize) else { return };
         queue(session, key, segment, self.outbox_bytes_max, &mut self.dirty, &mut self.slow);
+    }
+
+    /// Whether a message for this audience is for the session too.
+    pub(super) fn hears(&self, key: SessionKey, audience: Audience) -> bool {
+        audience == Audience::Everybody || self.get(key).is_some_and(|session| audience.includes(session.viewer()))
     }
 
     /// Starts a walk over audiences that may overlap.

@@ -98,10 +98,15 @@ impl Shard {
         was_joined
     }
 
+    /// This shard's sessions of an account.
+    pub(super) fn sessions_of_user(&self, user: UserId) -> Vec<SessionKey> {
+        self.dms.by_user.get(&user).cloned().unwrap_or_default()
+    }
+
     /// This shard's sessions of one side.
     fn sessions_of(&self, who: &Participant) -> Vec<SessionKey> {
         match (who.user, who.session) {
-            (Some(user), _) => self.dms.by_user.get(&user).cloned().unwrap_or_default(),
+            (Some(user), _) => self.sessions_of_user(user),
             (None, Some(session)) => self.visitor(session).into_iter().collect(),
             (None, None) => Vec::new(),
         }
@@ -142,7 +147,9 @@ impl Shard {
             }
             Event::DmDeclined { invite } => self.tell_side(&invite.initiator, asker, declined(invite)),
             Event::DmLeft(left) => self.tell_left(left),
-            Event::VisitorForgotten { left } => left.iter().for_each(|left| self.tell_left(left)),
+            Event::VisitorForgotten { left } | Event::UserDeleted { left, .. } => {
+                left.iter().for_each(|left| self.tell_left(left))
+            }
             Event::KeyProvided { opened, others, is_changed, .. } => {
                 for dm in opened {
                     self.admit_to(dm);

@@ -9,10 +9,10 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
-use super::ChatSettings;
 use super::roster::PeerChange;
+use super::{ChatSettings, SessionSummary};
 use crate::clock;
 use crate::ids::{SessionId, UserId};
 use crate::limits::SHARD_BACKLOG_MAX;
@@ -41,6 +41,8 @@ pub enum ShardEvent {
     },
     /// What became of sessions on another shard.
     Peers(Arc<[PeerChange]>),
+    /// Tell who is here.
+    Survey(mpsc::Sender<Vec<SessionSummary>>),
     /// Other settings count from now on.
     Configure(Arc<ChatSettings>),
     /// Tell every client within that many milliseconds, then end (BEHAVIOUR.md 1.11).

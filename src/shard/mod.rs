@@ -4,6 +4,7 @@
 //! leaves behind frames in outboxes, commands to the store and messages to other shards. It never waits and does no I/O,
 //! so a test can drive it with a seed; [`crate::net::tcp`] drives it with sockets.
 
+mod bans;
 pub mod channels;
 mod clients;
 pub mod dms;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 use slab::Slab;
 use tracing::debug;
 
+pub use bans::SessionSummary;
 pub use channels::{Channels, NoPlace, Place};
 pub use clients::Clients;
 use clients::{Held, key_of};
@@ -52,7 +54,7 @@ use crate::ids::SessionId;
 use crate::metrics::{FanoutTally, Label as _, Metrics, ShardMetrics};
 use crate::net::{Admission, CloseReason};
 use crate::passwords::{HashOutcome, Passwords};
-use crate::store::{Answer, Channel, Event, Outcome, Refusal, Store};
+use crate::store::{Answer, Bans, Channel, Event, Outcome, Refusal, Store};
 
 /// The time of a turn: a shard never asks for it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -99,6 +101,7 @@ pub struct Shard {
     pub now: Now,
     pub clients: Clients,
     pub channels: Channels,
+    bans: Bans,
     pub roster: Roster,
     pub rates: Arc<Rates>,
     pub registry: Arc<Registry>,
@@ -188,6 +191,7 @@ impl Shard {
             now: parts.now,
             clients,
             channels: Channels::new(parts.channels),
+            bans: Bans::default(),
             roster: Roster::default(),
             rates: parts.rates,
             registry: parts.registry,
@@ -229,7 +233,10 @@ impl Shard {
             self.idle.push(Reverse((idle_due(self.now.mono, timeout), id, key)));
         }
         self.reply(key, self.settings.announced.clone());
-        if let Some(login) = login {
+        // A ban may have come since the door let it in.
+        if self.meet_bans(key)
+            && let Some(login) = login
+        {
             handlers::auth::came_by_key(self, key, login);
         }
         key
@@ -327,6 +334,7 @@ impl Shard {
             ShardEvent::Accepted(accepted) => {
                 self.connect(accepted.session, accepted.admission, accepted.login.as_ref());
             }
+            ShardEvent::Survey(reply) => self.survey(&reply),
             ShardEvent::Configure(settings) => self.configure(settings),
             ShardEvent::Stop { spread_ms } => self.drain(spread_ms),
         }

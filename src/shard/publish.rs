@@ -8,7 +8,7 @@ use super::topics::{Listener, Spelling};
 use super::{CloseReason, Shard};
 use crate::handlers::messages::display_author;
 use crate::ids::{ChannelId, MessageId};
-use crate::store::{Channel, Event, Message};
+use crate::store::{Audience, Channel, Event, Message};
 use crate::wire::ServerMessage;
 use crate::wire::server;
 
@@ -18,14 +18,16 @@ impl Shard {
     pub(super) fn publish(&mut self, event: &Event, author: Option<SessionKey>) -> u64 {
         match event {
             Event::Posted(message) => return self.publish_post(message),
-            Event::Edited { message, channel, thread_root, edited_at, content } => {
+            Event::Edited { message, channel, thread_root, edited_at, content, audience } => {
                 let edited =
                     server::Edited { message_id: *message, edited_at: *edited_at, new_content: content, message: b"" };
-                self.publish_change(*channel, *thread_root, author, server::MessageEdited { outcome: Ok(edited) });
+                let edited = server::MessageEdited { outcome: Ok(edited) };
+                self.publish_change(*channel, *thread_root, *audience, author, edited);
             }
-            Event::Deleted { message, channel, thread_root, deleted_at, placeholder } => {
+            Event::Deleted { message, channel, thread_root, deleted_at, placeholder, audience } => {
                 let deleted = server::Deleted { message_id: *message, deleted_at: *deleted_at, message: placeholder };
-                self.publish_change(*channel, *thread_root, author, server::MessageDeleted { outcome: Ok(deleted) });
+                let deleted = server::MessageDeleted { outcome: Ok(deleted) };
+                self.publish_change(*channel, *thread_root, *audience, author, deleted);
             }
             Event::ChannelCreated(channel) => {
                 self.channels.insert(channel.clone());
@@ -52,6 +54,17 @@ impl Shard {
             | Event::DmLeft(_)
             | Event::KeyProvided { .. }
             | Event::VisitorForgotten { .. } => self.publish_dm(event, author),
+            Event::Banned(_) | Event::Unbanned { .. } | Event::BansRead(_) => self.change_bans(event),
+            Event::UserDeleted { user, nickname, .. } => {
+                self.publish_deleted_user(*user, nickname, author);
+                self.publish_dm(event, author);
+                self.change_bans(event);
+            }
+            Event::ChannelRemoved { channel, name, subchannels } => {
+                self.publish_removed_channel(*channel, name, subchannels, author);
+            }
+            Event::RoleSet { user, flags } => self.change_role(*user, *flags),
+            Event::Kicked(kick) => self.kick(kick),
         }
         0
     }
@@ -81,10 +94,13 @@ impl Shard {
             Some(_) => self.topics.thread_topic(message.thread_root),
         };
         let Some(topic) = topic else { return 0 };
+        let mut recipients = 0;
         for Listener { key, spelling } in &topic.listeners {
-            self.clients.send(*key, if *spelling == Spelling::Pair { &mut pair } else { &mut own });
+            if self.clients.hears(*key, message.audience) {
+                self.clients.send(*key, if *spelling == Spelling::Pair { &mut pair } else { &mut own });
+                recipients += 1;
+            }
         }
-        let recipients = topic.listeners.len() as u64;
         topic.series.delivered(recipients);
         recipients
     }
@@ -94,6 +110,7 @@ impl Shard {
         &mut self,
         channel: ChannelId,
         thread_root: MessageId,
+        audience: Audience,
         author: Option<SessionKey>,
         change: impl Into<ServerMessage<'m>>,
     ) {
@@ -104,7 +121,7 @@ impl Shard {
         }
         let audiences = [self.topics.joined(channel), self.topics.channel(channel), self.topics.thread(thread_root)];
         for Listener { key, .. } in audiences.into_iter().flatten() {
-            if self.clients.visit(*key, visit) {
+            if self.clients.visit(*key, visit) && self.clients.hears(*key, audience) {
                 self.clients.send(*key, &mut frame);
             }
         }

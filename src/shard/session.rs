@@ -9,7 +9,7 @@ use super::refusals::Refusals;
 use super::request::Request;
 use super::topics::Spelling;
 use super::{Continuation, Person};
-use crate::ids::{ChannelId, InviteId, MessageId, SessionId, UserId};
+use crate::ids::{BanId, ChannelId, InviteId, MessageId, SessionId, UserId};
 use crate::limits::KEYS_ASKED_REMEMBERED;
 use crate::net::Admission;
 use crate::profile::tasks::Entry;
@@ -184,6 +184,8 @@ pub struct Busy {
     pub believes_signed_in: Belief,
     /// A public key came from this session since it signed in: it can read encrypted conversations (BEHAVIOUR.md 4.9).
     pub has_provided_key: bool,
+    /// Shadow bans that it met (BEHAVIOUR.md 5.3): under another name, or signed out, it is hidden still.
+    pub marks: Vec<BanId>,
     /// Invitations that this session was asked for a key for; it is asked once.
     keys_asked: Vec<InviteId>,
 }
@@ -315,6 +317,7 @@ impl Session {
             flags: self.flags(),
             session: self.id,
             address: self.address(),
+            marks: self.busy.as_ref().map_or_else(Vec::new, |busy| busy.marks.clone()),
         })
     }
 

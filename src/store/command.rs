@@ -1,14 +1,18 @@
 //! Every write and its outcome, as values.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::admin::{Administer, Kick};
+use super::ban::Ban;
 use super::dm::{Dm, DmLeft, Invite, PublicKey};
 use super::types::{
-    Actor, Channel, ChannelType, DiscoveredVia, Message, Name, NewSshKey, Participant, ServerAddress, ServerRecord,
+    Actor, Audience, Channel, ChannelType, DiscoveredVia, Message, Name, NewSshKey, Participant, ServerAddress,
+    ServerRecord,
 };
-use crate::ids::{ChannelId, InviteId, MessageId, SessionId, SshKeyId, UserId};
+use crate::ids::{BanId, ChannelId, InviteId, MessageId, SessionId, SshKeyId, UserId};
 
 /// A write. Session rules are already checked; what depends on stored state is checked by the writer, in commit order.
 #[derive(Debug)]
@@ -60,6 +64,8 @@ pub enum Command {
     Heartbeat(Box<Heartbeat>),
     /// BEHAVIOUR.md 4.8: this session is over, and with it what it did in direct messages as a visitor.
     ForgetVisitor { session: SessionId },
+    /// BEHAVIOUR.md 5: done and audited, or neither.
+    Administer(Box<Administer>),
 }
 
 /// What CREATE_CHANNEL and CREATE_SUBCHANNEL store.
@@ -70,7 +76,8 @@ pub struct NewChannel {
     pub description: Name,
     pub channel_type: ChannelType,
     pub retention_hours: u32,
-    pub created_by: UserId,
+    /// `None`: the operator.
+    pub created_by: Option<UserId>,
     pub parent: Option<ChannelId>,
 }
 
@@ -109,6 +116,7 @@ pub enum Event {
         thread_root: MessageId,
         edited_at: i64,
         content: Bytes,
+        audience: Audience,
     },
     /// `placeholder` is the text that stands in the message's place.
     Deleted {
@@ -117,6 +125,7 @@ pub enum Event {
         thread_root: MessageId,
         deleted_at: i64,
         placeholder: Bytes,
+        audience: Audience,
     },
     ChannelCreated(Channel),
     /// Somebody changed the row behind the server's back (BEHAVIOUR.md 11.4).
@@ -130,13 +139,16 @@ pub enum Event {
         nickname: Name,
         flags: u8,
     },
+    /// `flags` with what the operator granted.
     SignedIn {
         user: UserId,
         flags: u8,
     },
+    /// `granted` are the flags that the operator granted, whatever the account is called.
     Renamed {
         user: UserId,
         nickname: Name,
+        granted: u8,
     },
     PasswordSet {
         user: UserId,
@@ -186,6 +198,39 @@ pub enum Event {
     HeartbeatStored {
         interval_seconds: u32,
     },
+    Banned(Arc<Ban>),
+    /// Not in any order, and never none.
+    Unbanned {
+        bans: Vec<BanId>,
+    },
+    /// All bans there are: somebody changed the table behind the server's back (BEHAVIOUR.md 11.4).
+    BansRead(Arc<[Arc<Ban>]>),
+    /// With its bans by id. `left` are its direct messages.
+    UserDeleted {
+        user: UserId,
+        nickname: Name,
+        left: Vec<DmLeft>,
+    },
+    /// By an admin, who tells everybody. `subchannels` went with it.
+    ChannelRemoved {
+        channel: ChannelId,
+        name: Name,
+        subchannels: Vec<ChannelId>,
+    },
+    /// The rights of an account are others from now on.
+    RoleSet {
+        user: UserId,
+        flags: u8,
+    },
+    Kicked(Box<Kick>),
+}
+
+impl Event {
+    /// Whether who is banned may be another question now.
+    #[must_use]
+    pub fn is_about_bans(&self) -> bool {
+        matches!(self, Self::Banned(_) | Self::Unbanned { .. } | Self::BansRead(_) | Self::UserDeleted { .. })
+    }
 }
 
 /// Why a write was not done. Nothing of it is stored.
@@ -209,6 +254,8 @@ pub enum Refusal {
     /// Nickname in use, as an account, an alias, or a case variant of either.
     NicknameTaken,
     UserNotFound,
+    /// Nothing that could be lifted.
+    NoActiveBan,
     NoSshKeys,
     /// The key is stored already, whosever it is.
     SshKeyExists,

@@ -8,6 +8,8 @@
 //!
 //! `store` knows neither sessions nor wire types: a [`Ticket`] says where an outcome belongs, and means nothing here.
 
+pub mod admin;
+pub mod ban;
 pub mod command;
 pub mod dm;
 pub mod query;
@@ -16,6 +18,8 @@ pub mod types;
 
 use std::sync::Arc;
 
+pub use admin::{Act, Admin, Administer, AuditEntry, Kick, Role};
+pub use ban::{Ban, Bans, Subject, Who};
 pub use command::{Command, Event, Refusal};
 pub use dm::{Dm, DmFound, DmLeft, DmOverview, DmSide, EncryptionStatus, Invite, PublicKey, Viewer};
 pub use query::{Answer, Query};

@@ -1,7 +1,9 @@
 //! Every read and its answer, as values.
 
+use super::admin::AuditEntry;
+use super::ban::Ban;
 use super::dm::{DmFound, DmOverview, Viewer};
-use super::types::{Account, Ban, Message, Name, Participant, ServerRecord, SshKey};
+use super::types::{Account, Channel, Message, Name, Participant, ServerRecord, SshKey};
 use crate::ids::{ChannelId, MessageId, UserId};
 
 /// A read.
@@ -13,7 +15,7 @@ pub enum Query {
     /// `channel`.
     Thread { viewer: Viewer, channel: ChannelId, parent: MessageId, cursor: Cursor, limit: u16 },
     /// The thread a message belongs to.
-    ThreadOf { message: MessageId },
+    ThreadOf { viewer: Viewer, message: MessageId },
     /// An account by nickname or alias, and the ban that refuses it or the bare name.
     Account { nickname: Name },
     /// An account by id.
@@ -33,6 +35,12 @@ pub enum Query {
     Dms { user: UserId },
     /// BEHAVIOUR.md 6.1: servers of the directory, newest heartbeat first.
     Servers { scope: ServerScope, limit: u16 },
+    /// BEHAVIOUR.md 5.2 LIST_BANS: newest first, at most `limit`.
+    Bans { include_expired: bool, limit: u32 },
+    /// What admins and operators did: newest first, at most `limit`.
+    Audit { limit: u32 },
+    /// Every channel, subchannel and direct message, by id.
+    Channels,
 }
 
 /// Which servers of the directory are meant.
@@ -86,6 +94,9 @@ pub enum Answer {
     },
     Dms(Box<DmOverview>),
     Servers(Vec<ServerRecord>),
+    Bans(Vec<Ban>),
+    Audit(Vec<AuditEntry>),
+    Channels(Vec<Channel>),
     /// The storage failed: ERROR 9001.
     Failed,
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::dm::Viewer;
-use crate::ids::{ChannelId, MessageId, SessionId, SshKeyId, UserId};
+use crate::ids::{BanId, ChannelId, MessageId, SessionId, SshKeyId, UserId};
 
 /// A name that is kept or shown: cheap to clone and to share between shards.
 pub type Name = Arc<[u8]>;
@@ -64,6 +64,13 @@ pub struct Channel {
     pub participants: Option<Arc<[Participant]>>,
 }
 
+impl Channel {
+    /// The account that made the channel is gone; the channel stays.
+    pub fn forget_creator(&mut self, user: UserId) {
+        self.created_by = self.created_by.filter(|creator| *creator != user);
+    }
+}
+
 /// Who takes part in a direct message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Participant {
@@ -86,6 +93,8 @@ pub struct Actor {
     pub flags: u8,
     pub session: SessionId,
     pub address: IpAddr,
+    /// Shadow bans that this session met, under whatever name; they hide what it writes while they count (BEHAVIOUR.md 5.3).
+    pub marks: Vec<BanId>,
 }
 
 impl Actor {
@@ -113,6 +122,29 @@ pub enum Author {
     System,
 }
 
+/// Who hears of a message and finds it in lists (BEHAVIOUR.md 3.1, 5.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Audience {
+    Everybody,
+    /// Written under a shadow ban: whoever wrote it, and admins.
+    Hidden {
+        user: Option<UserId>,
+        session: Option<SessionId>,
+    },
+}
+
+impl Audience {
+    #[must_use]
+    pub fn includes(self, viewer: Viewer) -> bool {
+        match self {
+            Self::Everybody => true,
+            Self::Hidden { user, session } => {
+                viewer.is_admin || session == Some(viewer.session) || (user.is_some() && user == viewer.user)
+            }
+        }
+    }
+}
+
 /// A message as lists and broadcasts show it. Times in milliseconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
@@ -126,8 +158,10 @@ pub struct Message {
     pub content: Bytes,
     pub created_at: i64,
     pub edited_at: Option<i64>,
-    /// Live descendants; 0 on replies.
+    /// Live descendants that the viewer may see; 0 on replies.
     pub reply_count: u32,
+    /// To whom a new message is told. A list holds what its viewer may see, and says nothing here.
+    pub audience: Audience,
 }
 
 /// An account row.
@@ -199,14 +233,4 @@ pub enum DiscoveredVia {
     Registration,
     /// Another directory lists it.
     Gossip,
-}
-
-/// An active ban that refuses its subject (BEHAVIOUR.md 5.3).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ban {
-    pub reason: Name,
-    /// Milliseconds since 1970; `None` = for ever.
-    pub until: Option<i64>,
-    /// Hide from others instead of refusing.
-    pub shadow: bool,
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::script::{Item, Script, Sent, What, groups};
+use super::script::{Frame, Item, Script, Sent, What, groups};
 use super::world::{World, breaks_the_stream, is_too_long, number};
 use crate::support::link::Fields;
 
@@ -58,6 +58,10 @@ const RULES: &[Rule] = &[
     Rule { id: "D-04c", rewrite: Rewrite::Group(subchannel_is_one_place_to_join) },
     Rule { id: "D-04b", rewrite: Rewrite::Group(subchannel_is_one_place_to_post) },
     Rule { id: "D-04d", rewrite: Rewrite::Group(thread_in_the_spelling_last_used) },
+    // Administration.
+    Rule { id: "5.3a", rewrite: Rewrite::Group(only_addresses_are_banned) },
+    Rule { id: "5.3b", rewrite: Rewrite::Group(bans_name_the_account) },
+    Rule { id: "D-20", rewrite: Rewrite::Group(banned_accounts_are_kept_out) },
     // What ours adds.
     Rule { id: "D-11", rewrite: Rewrite::Group(logout_is_told) },
     Rule { id: "D-39", rewrite: Rewrite::Group(violation_is_told) },
@@ -513,6 +517,88 @@ fn thread_in_the_spelling_last_used(world: &World, group: &mut Vec<Item>) {
             set_field(item, "subchannel_id", json!(sub.map(|sub| sub.to_string())));
         }
     });
+}
+
+fn is_address(text: &Value) -> bool {
+    text.as_str().is_some_and(|text| superchat::store::ban::network(text.as_bytes()).is_some())
+}
+
+fn only_addresses_are_banned(world: &World, group: &mut Vec<Item>) {
+    answers(world, group, "IP_BANNED", |item, _, _, fields| {
+        if item.frame().is_some_and(|frame| frame.fields["success"] == true) && !is_address(&fields["ip_cidr"]) {
+            set(item, "IP_BANNED", json!({ "success": false, "message": "Invalid IP or CIDR address" }));
+        }
+    });
+    for frame in group.iter_mut().filter_map(|item| item.frame_mut("BAN_LIST")) {
+        if let Some(bans) = frame.fields.get_mut("bans").and_then(Value::as_array_mut) {
+            bans.retain(|ban| ban["ip_cidr"].is_null() || is_address(&ban["ip_cidr"]));
+        }
+    }
+}
+
+fn bans_name_the_account(world: &World, group: &mut Vec<Item>) {
+    for frame in group.iter_mut().filter_map(|item| item.frame_mut("BAN_LIST")) {
+        for ban in frame.fields.get_mut("bans").and_then(Value::as_array_mut).into_iter().flatten() {
+            let account = ban["nickname"].as_str().and_then(|nickname| world.accounts.get(nickname));
+            if let (Some(user), Some(ban)) = (account, ban.as_object_mut()) {
+                ban.insert("user_id".into(), json!(user.to_string()));
+            }
+        }
+    }
+}
+
+fn banned_accounts_are_kept_out(world: &World, group: &mut Vec<Item>) {
+    // Whoever was sent away says and hears nothing more, and is heard of no more.
+    let is_gone = |frame: &Frame| {
+        let session = number(&frame.fields, "session_id");
+        frame.name == "SERVER_PRESENCE" && world.banned.values().any(|gone| Some(*gone) == session)
+    };
+    group.retain(|item| !world.banned.contains_key(&item.conn) && !item.frame().is_some_and(is_gone));
+    refuse_banned(world, group);
+    for request in requests(&group.clone(), &["BAN_USER"]) {
+        let answered = |item: &Item| {
+            let answer = item.named("USER_BANNED").filter(|frame| frame.answers == Some(request.index));
+            answer.is_some_and(|frame| frame.fields["success"] == true)
+        };
+        let fields = sent_fields(request).filter(|fields| fields["shadowban"] == false);
+        let name = fields.and_then(|fields| fields["nickname"].as_str());
+        if let (Some(name), true) = (name, group.iter().any(answered)) {
+            send_away(world, group, request, name);
+        }
+    }
+}
+
+/// SET_NICKNAME and AUTH_REQUEST with a banned name fail, and have no consequences.
+fn refuse_banned(world: &World, group: &mut Vec<Item>) {
+    let mut refused = false;
+    for reply in ["NICKNAME_RESPONSE", "AUTH_RESPONSE"] {
+        answers(world, group, reply, |item, _, _, fields| {
+            let told = fields["nickname"].as_str().and_then(|nickname| world.bans.get(nickname));
+            if let Some(told) = told {
+                set(item, reply, json!({ "success": false, "message": told }));
+                refused = true;
+            }
+        });
+    }
+    group.retain(|item| !refused || item.frame().is_none_or(|frame| frame.answers.is_some()));
+}
+
+/// The sessions of a banned account are told and end, and the rest hears of it.
+fn send_away(world: &World, group: &mut Vec<Item>, request: &Item, name: &str) {
+    let mut after = world.clone();
+    group.iter().for_each(|item| after.observe(item));
+    let (Some(user), Some(told)) = (after.accounts.get(name), after.bans.get(name)) else { return };
+    let is_banned = |conn: &u32| after.sessions[conn].user_id == Some(*user);
+    let (gone, left): (Vec<u32>, Vec<u32>) = after.sessions.keys().copied().partition(is_banned);
+    for conn in gone {
+        let mut identity = after.sessions[&conn].identity();
+        identity.insert("online".into(), json!(false));
+        let Value::Object(reason) = json!({ "reason": told }) else { continue };
+        let goodbye = request.adding(conn, "DISCONNECT", reason, None);
+        group.push(goodbye.clone());
+        group.push(Item { what: What::Close { idle_ms: None }, ..goodbye });
+        group.extend(left.iter().map(|conn| request.adding(*conn, "SERVER_PRESENCE", identity.clone(), None)));
+    }
 }
 
 fn logout_is_told(world: &World, group: &mut Vec<Item>) {

@@ -285,12 +285,13 @@ fn item(index: usize, event: Event, questions: &mut BTreeMap<u32, Questions>) ->
         (None, _, Some("c2s")) => {
             open.push(index, &event.name);
             What::Send(Sent {
+                // Bans end by the clock.
+                paced: matches!(event.name.as_str(), "BAN_USER" | "LIST_BANS"),
                 name: event.name,
                 version: event.version,
                 flags: event.flags,
                 bytes: from_hex(&event.frame_hex).unwrap(),
                 fields: event.fields,
-                paced: false,
             })
         }
         (None, _, Some("s2c")) => What::Receive(Frame {

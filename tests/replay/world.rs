@@ -34,6 +34,12 @@ pub struct World {
     /// Read marks in milliseconds, by account and place.
     marks: BTreeMap<(u64, Place), i64>,
     requests: BTreeMap<usize, Item>,
+    /// Accounts by nickname.
+    pub accounts: BTreeMap<String, u64>,
+    /// What is told to whoever is refused, by nickname.
+    pub bans: BTreeMap<String, String>,
+    /// Connections that ended because of a ban, each with its session.
+    pub banned: BTreeMap<u32, u64>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -266,7 +272,12 @@ impl World {
         let Some(session) = self.sessions.get_mut(&conn) else { return };
         match (frame.name.as_str(), sent.name.as_str()) {
             ("NICKNAME_RESPONSE", _) if ok => session.nickname = text(&asked, "nickname").into(),
-            ("REGISTER_RESPONSE", _) if ok => session.user_id = number(&frame.fields, "user_id"),
+            ("REGISTER_RESPONSE", _) if ok => {
+                session.user_id = number(&frame.fields, "user_id");
+                self.accounts.extend(session.user_id.map(|user| (session.nickname.clone(), user)));
+            }
+            ("USER_BANNED", _) if ok && asked["shadowban"] == false => self.ban(&asked),
+            ("USER_UNBANNED", _) if ok => drop(self.bans.remove(text(&asked, "nickname"))),
             ("AUTH_RESPONSE", _) if ok => {
                 session.nickname = text(&frame.fields, "nickname").into();
                 session.user_id = number(&frame.fields, "user_id");
@@ -309,6 +320,9 @@ impl World {
         let ok = fields.get("success") == Some(&json!(true));
         match frame.name.as_str() {
             "SERVER_PRESENCE" => self.presence(conn, fields),
+            "DISCONNECT" if text(fields, "reason").starts_with("Account banned") => {
+                self.banned.extend(self.sessions.get(&conn).map(|session| (conn, session.id)));
+            }
             "DM_READY" => {
                 let inside = number(fields, "channel_id").map(|channel| self.dms.entry(channel).or_default());
                 inside.map(|inside| inside.insert(conn));
@@ -330,6 +344,16 @@ impl World {
             }),
             _ => {}
         }
+    }
+
+    fn ban(&mut self, asked: &Fields) {
+        let reason = text(asked, "reason");
+        let told = match asked["duration_seconds"].is_null() {
+            true => format!("Account banned permanently. Reason: {reason}"),
+            // Until when is not compared.
+            false => format!("Account banned until then. Reason: {reason}"),
+        };
+        self.bans.insert(text(asked, "nickname").to_owned(), told);
     }
 
     fn changed(&mut self, fields: &Fields, change: impl FnOnce(&mut Post)) {

@@ -35,7 +35,7 @@ fn settings() -> Settings {
 }
 
 fn client_from(server: &Server, source: Ipv4Addr) -> Client {
-    Client::over(Link::connect_from(source, server.address()).unwrap())
+    Client::over(Link::connect_from(source.into(), server.address()).unwrap())
 }
 
 /// What a directory lists beside itself.

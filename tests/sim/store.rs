@@ -8,13 +8,13 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use superchat::ids::{ChannelId, MessageId, SessionId, UserId};
+use superchat::ids::{BanId, ChannelId, MessageId, SessionId, UserId};
 use superchat::limits::THREAD_DEPTH_MAX;
 use superchat::store::command::NewChannel;
 use superchat::store::query::{Cursor, UnreadTarget};
 use superchat::store::{
-    Account, Actor, Answer, Author, Busy, Channel, Command, Event, Message, Name, Query, Refusal, Store, Submission,
-    Ticket,
+    Account, Act, Actor, Administer, Answer, Audience, Author, Ban, Busy, Channel, Command, Event, Message, Name,
+    Query, Refusal, Store, Subject, Submission, Ticket, Viewer, ban,
 };
 
 use crate::dms::Dms;
@@ -89,6 +89,10 @@ pub struct Memory {
     aliases: BTreeMap<Name, UserId>,
     read_marks: BTreeMap<(UserId, ChannelId), i64>,
     pub dms: Dms,
+    pub bans: BTreeMap<BanId, Arc<Ban>>,
+    newest_ban: u64,
+    /// Milliseconds since 1970: bans end by it.
+    pub now: i64,
     pub newest_channel: u64,
     newest_message: u64,
 }
@@ -103,6 +107,8 @@ pub struct Stored {
     pub created_at: i64,
     pub edited_at: Option<i64>,
     pub deleted_at: Option<i64>,
+    /// Bans under which it was written, each with the session.
+    hidden: BTreeMap<BanId, SessionId>,
 }
 
 impl Stored {
@@ -126,7 +132,9 @@ impl Stored {
 
 impl Memory {
     pub fn apply(&mut self, command: &Command, now: i64) -> Result<Event, Refusal> {
+        self.now = now;
         match command {
+            Command::Administer(order) => self.administer(order),
             Command::Post { author, channel, parent, content } => self.post(author, *channel, *parent, content, now),
             Command::Edit { editor, message, sanitized, .. } => self.edit(editor, *message, sanitized, now),
             Command::Delete { actor, message } => self.delete(actor, *message, now),
@@ -162,10 +170,105 @@ impl Memory {
         now: i64,
     ) -> Result<Event, Refusal> {
         self.admit(channel, author)?;
-        let above = parent.map(|parent| self.root_for_reply(channel, parent)).transpose()?;
+        let above = parent.map(|parent| self.root_for_reply(author.viewer(), channel, parent)).transpose()?;
         let id = self.keep(author, channel, parent, above, content, now);
         self.posts.push((content.clone(), id));
-        Ok(Event::Posted(self.shown(id)))
+        let audience = self.audience(id);
+        Ok(Event::Posted(Message { audience, ..self.shown(author.viewer(), id) }))
+    }
+
+    // Administration.
+
+    fn administer(&mut self, order: &Administer) -> Result<Event, Refusal> {
+        match &order.act {
+            Act::Ban { subject, reason, shadow, seconds } => {
+                self.newest_ban += 1;
+                let subject = match subject {
+                    Subject::User { user: None, nickname: Some(nickname) } => {
+                        let user = self.account_named(nickname).map(|account| account.id);
+                        Subject::User { user, nickname: Some(nickname.clone()) }
+                    }
+                    Subject::User { user: Some(user), .. } if !self.accounts.contains_key(user) => {
+                        return Err(Refusal::UserNotFound);
+                    }
+                    known => known.clone(),
+                };
+                let until = seconds.map(|seconds| self.now + i64::try_from(seconds).unwrap() * 1000);
+                let (id, since, by) = (BanId(self.newest_ban), self.now, order.by.name.clone());
+                let ban = Arc::new(Ban { id, subject, reason: reason.clone(), shadow: *shadow, since, until, by });
+                self.bans.insert(id, Arc::clone(&ban));
+                Ok(Event::Banned(ban))
+            }
+            Act::Unban(subject) => {
+                let meant = |ban: &&Arc<Ban>| ban.is_active(self.now) && self.is_meant(&ban.subject, subject);
+                let bans: Vec<_> = self.bans.values().filter(meant).map(|ban| ban.id).collect();
+                bans.iter().for_each(|ban| drop(self.bans.remove(ban)));
+                if bans.is_empty() { Err(Refusal::NoActiveBan) } else { Ok(Event::Unbanned { bans }) }
+            }
+            other => unreachable!("nobody here asks for {other:?}"),
+        }
+    }
+
+    fn is_meant(&self, banned: &Subject, named: &Subject) -> bool {
+        match (banned, named) {
+            (Subject::Address(text), Subject::Address(named)) => ban::network(text) == ban::network(named),
+            (Subject::User { user, nickname }, Subject::User { user: None, nickname: Some(named) }) => {
+                let account = self.account_named(named);
+                let name = account.map(|account| &account.nickname);
+                nickname.as_ref().is_some_and(|known| known == named || Some(known) == name)
+                    || (user.is_some() && *user == account.map(|account| account.id))
+            }
+            _ => false,
+        }
+    }
+
+    fn refusing(&self, account: Option<&Account>, nickname: Option<&Name>) -> Option<Ban> {
+        let concerns = |ban: &&Arc<Ban>| match &ban.subject {
+            Subject::User { user, nickname: banned } => {
+                let names = [nickname, account.map(|account| &account.nickname)];
+                (user.is_some() && *user == account.map(|account| account.id))
+                    || (banned.is_some() && names.contains(&banned.as_ref()))
+            }
+            Subject::Address(_) => false,
+        };
+        let active = self.bans.values().filter(|ban| ban.is_active(self.now)).filter(concerns);
+        let strongest = active.max_by_key(|ban| (!ban.shadow, ban.until.unwrap_or(i64::MAX)));
+        strongest.map(|ban| Ban::clone(ban))
+    }
+
+    /// Shadow bans on whoever acts, or on who they were.
+    fn hiding(&self, actor: &Actor) -> Vec<BanId> {
+        let concerns = |ban: &&Arc<Ban>| match &ban.subject {
+            Subject::User { user, nickname } => {
+                let is_named = nickname.as_ref() == Some(&actor.nickname);
+                is_named || (user.is_some() && *user == actor.user) || actor.marks.contains(&ban.id)
+            }
+            Subject::Address(_) => false,
+        };
+        let active = self.bans.values().filter(|ban| ban.shadow && ban.is_active(self.now));
+        active.filter(concerns).map(|ban| ban.id).collect()
+    }
+
+    fn hiding_sessions(&self, stored: &Stored) -> Vec<SessionId> {
+        let is_active = |ban| self.bans.get(ban).is_some_and(|ban| ban.is_active(self.now));
+        stored.hidden.iter().filter(|(ban, _)| is_active(ban)).map(|(_, session)| *session).collect()
+    }
+
+    fn audience(&self, id: MessageId) -> Audience {
+        let stored = &self.messages[&id];
+        match self.hiding_sessions(stored).first() {
+            None => Audience::Everybody,
+            Some(session) => Audience::Hidden { user: stored.author.user, session: Some(*session) },
+        }
+    }
+
+    /// The message, unless it is hidden from the viewer.
+    fn seen(&self, viewer: Viewer, id: MessageId) -> Option<&Stored> {
+        let stored = self.messages.get(&id)?;
+        let is_own = viewer.user.is_some() && viewer.user == stored.author.user;
+        let hiding = self.hiding_sessions(stored);
+        let is_hidden = hiding.iter().any(|session| *session != viewer.session);
+        (viewer.is_admin || is_own || !is_hidden).then_some(stored)
     }
 
     fn keep(
@@ -180,8 +283,9 @@ impl Memory {
         self.newest_message += 1;
         let id = MessageId(self.newest_message);
         let (author, content, root) = (author.clone(), content.clone(), root.unwrap_or(id));
-        let stored =
-            Stored { channel, parent, root, author, content, created_at: now, edited_at: None, deleted_at: None };
+        let hidden = self.hiding(&author).into_iter().map(|ban| (ban, author.session)).collect();
+        let (edited_at, deleted_at) = (None, None);
+        let stored = Stored { channel, parent, root, author, content, created_at: now, edited_at, deleted_at, hidden };
         self.messages.insert(id, stored);
         id
     }
@@ -194,20 +298,22 @@ impl Memory {
             flags: 0,
             session: SessionId(0),
             address: Ipv4Addr::UNSPECIFIED.into(),
+            marks: Vec::new(),
         };
         self.keep(&nobody, channel, None, None, &text, now);
     }
 
-    fn root_for_reply(&self, channel: ChannelId, parent: MessageId) -> Result<MessageId, Refusal> {
-        let above = self.messages.get(&parent).filter(|above| above.channel == channel);
+    fn root_for_reply(&self, viewer: Viewer, channel: ChannelId, parent: MessageId) -> Result<MessageId, Refusal> {
+        let above = self.seen(viewer, parent).filter(|above| above.channel == channel);
         let root = above.ok_or(Refusal::MessageNotFound)?.root;
         let depth = std::iter::successors(Some(parent), |id| self.messages.get(id)?.parent).count();
         if depth > THREAD_DEPTH_MAX as usize { Err(Refusal::ThreadTooDeep) } else { Ok(root) }
     }
 
     fn edit(&mut self, editor: &Actor, id: MessageId, content: &Bytes, now: i64) -> Result<Event, Refusal> {
-        let place = self.messages.get(&id).ok_or(Refusal::MessageNotFound)?.channel;
+        let place = self.seen(editor.viewer(), id).ok_or(Refusal::MessageNotFound)?.channel;
         self.admit(place, editor)?;
+        let bans = self.hiding(editor);
         let stored = self.messages.get_mut(&id).ok_or(Refusal::MessageNotFound)?;
         if stored.author.user.is_none() {
             return Err(Refusal::AnonymousMessage);
@@ -223,12 +329,18 @@ impl Memory {
         }
         stored.content = content.clone();
         stored.edited_at = Some(now);
+        if stored.is_own(editor) {
+            for ban in bans {
+                stored.hidden.entry(ban).or_insert(editor.session);
+            }
+        }
         let (channel, thread_root, content) = (stored.channel, stored.root, content.clone());
-        Ok(Event::Edited { message: id, channel, thread_root, edited_at: now, content })
+        let audience = self.audience(id);
+        Ok(Event::Edited { message: id, channel, thread_root, edited_at: now, content, audience })
     }
 
     fn delete(&mut self, actor: &Actor, id: MessageId, now: i64) -> Result<Event, Refusal> {
-        let place = self.messages.get(&id).ok_or(Refusal::MessageNotFound)?.channel;
+        let place = self.seen(actor.viewer(), id).ok_or(Refusal::MessageNotFound)?.channel;
         self.admit(place, actor)?;
         let stored = self.messages.get_mut(&id).ok_or(Refusal::MessageNotFound)?;
         if !stored.is_live() {
@@ -241,7 +353,8 @@ impl Memory {
         stored.content = placeholder.clone();
         stored.deleted_at = Some(now);
         let (channel, thread_root) = (stored.channel, stored.root);
-        Ok(Event::Deleted { message: id, channel, thread_root, deleted_at: now, placeholder })
+        let audience = self.audience(id);
+        Ok(Event::Deleted { message: id, channel, thread_root, deleted_at: now, placeholder, audience })
     }
 
     fn create(&mut self, new: &NewChannel) -> Result<Event, Refusal> {
@@ -264,7 +377,7 @@ impl Memory {
             description: new.description.clone(),
             channel_type: new.channel_type,
             retention_hours: new.retention_hours,
-            created_by: Some(new.created_by),
+            created_by: new.created_by,
             parent: new.parent,
             participants: None,
         };
@@ -313,7 +426,7 @@ impl Memory {
         account.has_alias = true;
         self.aliases.remove(nickname);
         self.aliases.insert(former, user);
-        Ok(Event::Renamed { user, nickname: nickname.clone() })
+        Ok(Event::Renamed { user, nickname: nickname.clone(), granted: 0 })
     }
 
     /// There are no SSH keys here, so a password cannot be removed.
@@ -340,17 +453,26 @@ impl Memory {
             {
                 Answer::Messages(Vec::new())
             }
-            Query::Roots { channel, cursor, limit, .. } => Answer::Messages(self.roots(*channel, *cursor, *limit)),
-            Query::Thread { channel, parent, cursor, limit, .. } => {
-                Answer::Messages(self.thread(*channel, *parent, *cursor, *limit))
+            Query::Roots { viewer, channel, cursor, limit } => {
+                Answer::Messages(self.roots(*viewer, *channel, *cursor, *limit))
             }
-            Query::ThreadOf { message } => {
-                Answer::ThreadOf(self.messages.get(message).map(|stored| (stored.root, stored.channel)))
+            Query::Thread { viewer, channel, parent, cursor, limit } => {
+                Answer::Messages(self.thread(*viewer, *channel, *parent, *cursor, *limit))
+            }
+            Query::ThreadOf { viewer, message } => {
+                let seen = self.seen(*viewer, *message);
+                Answer::ThreadOf(seen.map(|stored| (stored.root, stored.channel)))
             }
             Query::Account { nickname } => {
-                Answer::Account { account: self.account_named(nickname).cloned(), ban: None }
+                let account = self.account_named(nickname).cloned();
+                let ban = self.refusing(account.as_ref(), Some(nickname));
+                Answer::Account { account, ban }
             }
-            Query::AccountById { user } => Answer::Account { account: self.accounts.get(user).cloned(), ban: None },
+            Query::AccountById { user } => {
+                let account = self.accounts.get(user).cloned();
+                let ban = self.refusing(account.as_ref(), None);
+                Answer::Account { account, ban }
+            }
             Query::Accounts { limit } => {
                 let mut accounts: Vec<_> = self.accounts.values().cloned().collect();
                 accounts.sort_by(|a, b| a.nickname.cmp(&b.nickname));
@@ -358,12 +480,21 @@ impl Memory {
                 Answer::Accounts(accounts)
             }
             Query::Unread { viewer, since, targets } => {
-                Answer::Unread(targets.iter().map(|target| self.unread(viewer.user, *since, *target)).collect())
+                Answer::Unread(targets.iter().map(|target| self.unread(*viewer, *since, *target)).collect())
             }
             Query::Dm { viewer, other } => self.conversation_between(*viewer, other),
             Query::Dms { user } => Answer::Dms(Box::new(self.overview(*user))),
-            Query::Servers { .. } => unreachable!("nobody here keeps a directory"),
-            Query::AccountByKey { .. } | Query::SshKeys { .. } => unreachable!("nobody here has keys"),
+            Query::Bans { include_expired, .. } => {
+                let listed = |ban: &&Arc<Ban>| *include_expired || ban.is_active(self.now);
+                Answer::Bans(self.bans.values().rev().filter(listed).map(|ban| Ban::clone(ban)).collect())
+            }
+            Query::AccountByKey { .. }
+            | Query::SshKeys { .. }
+            | Query::Audit { .. }
+            | Query::Channels
+            | Query::Servers { .. } => {
+                unreachable!("nobody here asks for {query:?}")
+            }
         }
     }
 
@@ -372,23 +503,30 @@ impl Memory {
         named.or_else(|| self.accounts.get(self.aliases.get(nickname)?))
     }
 
-    pub fn roots(&self, channel: ChannelId, cursor: Cursor, limit: u16) -> Vec<Message> {
+    pub fn roots(&self, viewer: Viewer, channel: ChannelId, cursor: Cursor, limit: u16) -> Vec<Message> {
         let here = |stored: &Stored| stored.channel == channel && stored.parent.is_none();
         let listed =
-            self.messages.iter().filter(|(id, stored)| here(stored) && self.is_listed(**id)).map(|(id, _)| *id);
+            self.messages.iter().filter(|(id, stored)| here(stored) && self.is_listed(viewer, **id)).map(|(id, _)| *id);
         let ids: Vec<_> = match cursor {
             Cursor::None => listed.rev().take(limit.into()).collect(),
             Cursor::Before(before) => listed.filter(|id| *id < before).rev().take(limit.into()).collect(),
             Cursor::After(after) => listed.filter(|id| *id > after).take(limit.into()).collect(),
         };
-        ids.into_iter().map(|id| self.shown(id)).collect()
+        ids.into_iter().map(|id| self.shown(viewer, id)).collect()
     }
 
-    pub fn thread(&self, channel: ChannelId, parent: MessageId, cursor: Cursor, limit: u16) -> Vec<Message> {
-        if self.messages.get(&parent).is_none_or(|stored| stored.channel != channel) {
+    pub fn thread(
+        &self,
+        viewer: Viewer,
+        channel: ChannelId,
+        parent: MessageId,
+        cursor: Cursor,
+        limit: u16,
+    ) -> Vec<Message> {
+        if self.seen(viewer, parent).is_none_or(|stored| stored.channel != channel) {
             return Vec::new();
         }
-        let order: Vec<_> = self.below(parent).into_iter().filter(|id| self.is_listed(*id)).collect();
+        let order: Vec<_> = self.below(viewer, parent).into_iter().filter(|id| self.is_listed(viewer, *id)).collect();
         let page: Vec<_> = match cursor {
             Cursor::None => order,
             Cursor::Before(before) => match order.iter().position(|id| *id == before) {
@@ -397,15 +535,20 @@ impl Memory {
             },
             Cursor::After(after) => order.into_iter().filter(|id| *id > after).collect(),
         };
-        page.into_iter().take(limit.into()).map(|id| self.shown(id)).collect()
+        page.into_iter().take(limit.into()).map(|id| self.shown(viewer, id)).collect()
     }
 
-    /// All descendants, depth first, siblings ascending.
-    fn below(&self, parent: MessageId) -> Vec<MessageId> {
+    /// All descendants that may be seen, depth first, siblings ascending. Below a hidden reply the thread goes on at its root.
+    fn below(&self, viewer: Viewer, parent: MessageId) -> Vec<MessageId> {
         let Some(root) = self.messages.get(&parent).map(|stored| stored.root) else { return Vec::new() };
         let mut children: BTreeMap<MessageId, Vec<MessageId>> = BTreeMap::new();
         for (id, stored) in self.messages.range(root..).filter(|(_, stored)| stored.root == root) {
-            children.entry(stored.parent.unwrap_or_default()).or_default().push(*id);
+            if self.seen(viewer, *id).is_none() {
+                continue;
+            }
+            let above = stored.parent.unwrap_or_default();
+            let above = if self.seen(viewer, above).is_some() || above == MessageId(0) { above } else { root };
+            children.entry(above).or_default().push(*id);
         }
         let (mut order, mut open) = (Vec::new(), vec![parent]);
         while let Some(id) = open.pop() {
@@ -416,16 +559,17 @@ impl Memory {
     }
 
     /// A deleted message stays listed while something below it lives.
-    fn is_listed(&self, id: MessageId) -> bool {
-        self.messages[&id].is_live() || self.live_below(id) > 0
+    fn is_listed(&self, viewer: Viewer, id: MessageId) -> bool {
+        self.seen(viewer, id).is_some_and(Stored::is_live)
+            || self.seen(viewer, id).is_some() && self.live_below(viewer, id) > 0
     }
 
-    fn live_below(&self, id: MessageId) -> u32 {
-        let live = self.below(id).into_iter().filter(|id| self.messages[id].is_live());
+    fn live_below(&self, viewer: Viewer, id: MessageId) -> u32 {
+        let live = self.below(viewer, id).into_iter().filter(|id| self.messages[id].is_live());
         u32::try_from(live.count()).unwrap()
     }
 
-    fn shown(&self, id: MessageId) -> Message {
+    fn shown(&self, viewer: Viewer, id: MessageId) -> Message {
         let stored = &self.messages[&id];
         let author = match stored.author.user {
             Some(user) => match self.accounts.get(&user) {
@@ -444,20 +588,23 @@ impl Memory {
             content: stored.content.clone(),
             created_at: stored.created_at,
             edited_at: stored.edited_at,
-            reply_count: if stored.parent.is_none() { self.live_below(id) } else { 0 },
+            reply_count: if stored.parent.is_none() { self.live_below(viewer, id) } else { 0 },
+            audience: Audience::Everybody,
         }
     }
 
-    fn unread(&self, user: Option<UserId>, since: Option<i64>, target: UnreadTarget) -> u32 {
+    fn unread(&self, viewer: Viewer, since: Option<i64>, target: UnreadTarget) -> u32 {
         let Some(channel) = target.channel else { return 0 };
+        let user = viewer.user;
         let marked = user.and_then(|user| self.read_marks.get(&(user, channel)).copied());
         let since = since.or(marked).unwrap_or_default();
-        let counts = |stored: &&Stored| {
+        let counts = |(id, stored): &(&MessageId, &Stored)| {
             let in_place = stored.channel == channel && target.thread.is_none_or(|thread| stored.root == thread);
             let from_others = user.is_none() || stored.author.user != user;
-            in_place && from_others && stored.is_live() && stored.created_at > since
+            let is_seen = self.seen(viewer, **id).is_some();
+            in_place && from_others && is_seen && stored.is_live() && stored.created_at > since
         };
-        u32::try_from(self.messages.values().filter(counts).count()).unwrap()
+        u32::try_from(self.messages.iter().filter(counts).count()).unwrap()
     }
 }
 
@@ -470,7 +617,7 @@ pub fn seed_channel(name: &str, channel_type: superchat::store::ChannelType, par
         description: text(""),
         channel_type,
         retention_hours: 24,
-        created_by: UserId(1),
+        created_by: Some(UserId(1)),
         parent,
     }
 }

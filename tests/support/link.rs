@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -110,15 +110,20 @@ impl Link {
         Ok(Self::over(Carrier::Tcp(stream)))
     }
 
-    /// Connects from one of this machine's own addresses.
+    /// From an address of our choice, which must be one of this machine's.
     ///
     /// # Errors
     /// As [`TcpStream::connect`].
-    pub fn connect_from(source: Ipv4Addr, address: SocketAddr) -> io::Result<Self> {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-        socket.bind(&SocketAddr::from((source, 0)).into())?;
-        socket.connect(&address.into())?;
-        Self::of(socket.into())
+    pub fn connect_from(from: IpAddr, address: SocketAddr) -> io::Result<Self> {
+        Ok(Self::over(Carrier::Tcp(stream_from(from, address)?)))
+    }
+
+    /// The same over WebSocket.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn connect_web_from(from: IpAddr, address: SocketAddr) -> io::Result<Self> {
+        Self::upgrade(stream_from(from, address)?, address)
     }
 
     /// Upgrades a connection to the public HTTP port.
@@ -128,6 +133,10 @@ impl Link {
     pub fn connect_web(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
+        Self::upgrade(stream, address)
+    }
+
+    fn upgrade(stream: TcpStream, address: SocketAddr) -> io::Result<Self> {
         let (socket, _) = tungstenite::client(format!("ws://{address}/ws"), stream)
             .map_err(|error| io::Error::other(error.to_string()))?;
         Ok(Self::over(Carrier::Web(Box::new(socket))))
@@ -282,4 +291,16 @@ pub fn encode(name: &str, version: u8, flags: u8, fields: &Fields) -> Vec<u8> {
     let line = json!({ "type": name, "version": version, "flags": flags, "fields": fields }).to_string();
     let hex = encode_line(&line).unwrap_or_else(|error| panic!("cannot encode {line}: {error}"));
     from_hex(&hex).unwrap_or_else(|error| panic!("{hex}: {error}"))
+}
+
+/// A stream from an address of our choice.
+///
+/// # Errors
+/// As [`TcpStream::connect`].
+pub fn stream_from(from: IpAddr, address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.bind(&SocketAddr::new(from, 0).into())?;
+    socket.connect(&address.into())?;
+    socket.set_tcp_nodelay(true)?;
+    Ok(socket.into())
 }

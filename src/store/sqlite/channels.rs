@@ -36,7 +36,7 @@ pub(super) fn create(scope: &Scope<'_>, new: &NewChannel) -> Result<Event, Failu
             Text(&new.description),
             new.channel_type.to_wire(),
             new.retention_hours,
-            new.created_by.as_sql(),
+            new.created_by.map(UserId::as_sql),
             scope.now,
             new.parent.map(ChannelId::as_sql),
         ],
@@ -55,7 +55,7 @@ fn as_stored(id: ChannelId, new: &NewChannel) -> Channel {
         description: description.clone(),
         channel_type: *channel_type,
         retention_hours: *retention_hours,
-        created_by: Some(*created_by),
+        created_by: *created_by,
         parent: *parent,
         participants: None,
     }

@@ -13,7 +13,7 @@ use super::visitors::SessionIds;
 use super::writer::Scope;
 use crate::ids::{ChannelId, InviteId, SessionId, UserId};
 use crate::limits::{INVITE_REPEAT_MS, OPEN_INVITES_MAX};
-use crate::store::{Dm, DmLeft, EncryptionStatus, Event, Participant, PublicKey, Refusal};
+use crate::store::{Dm, DmLeft, EncryptionStatus, Event, Name, Participant, PublicKey, Refusal};
 
 /// Hours that a conversation keeps its messages, as the existing server sets it.
 const RETENTION_HOURS: u32 = 168;
@@ -298,6 +298,23 @@ pub(super) fn forget_visitor(scope: &mut Scope<'_>, session: SessionId) -> Resul
         left.extend(remove(scope, channel, &visitor)?);
     }
     Ok(Event::VisitorForgotten { left })
+}
+
+/// The account leaves every conversation, because it is going to be deleted: nothing may name it any more.
+pub(super) fn leave_all(scope: &mut Scope<'_>, user: UserId, nickname: &Name) -> Result<Vec<DmLeft>, Failure> {
+    let joined = row::all(
+        scope.conn,
+        "SELECT channel_id FROM ChannelParticipant WHERE user_id = ?1 ORDER BY id",
+        [user.as_sql()],
+        |row| row::number(row, 0).map(ChannelId::from_sql),
+    )?;
+    let who = Participant { user: Some(user), session: None, nickname: nickname.clone() };
+    let mut left = Vec::with_capacity(joined.len());
+    for channel in joined {
+        left.extend(remove(scope, channel, &who)?);
+    }
+    row::execute(scope.conn, "UPDATE scd_dm_former SET user_id = NULL WHERE user_id = ?1", [user.as_sql()])?;
+    Ok(left)
 }
 
 /// Takes somebody out; the last one takes everything along. `None` when they were not in it.

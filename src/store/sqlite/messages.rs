@@ -3,14 +3,16 @@
 use bytes::Bytes;
 use rusqlite::{Connection, Row, params};
 
+use super::admin;
 use super::dm_rows;
 use super::row::{self, FOREIGN_KEY, Failure, Text};
+use super::shadow::{self, Eyes, visible};
 use super::thread::{self, Bone, Placed};
-use super::writer::Scope;
+use super::writer::{Scope, all_or_none};
 use crate::ids::{ChannelId, MessageId, UserId};
 use crate::limits::THREAD_DEPTH_MAX;
 use crate::store::query::Cursor;
-use crate::store::{Actor, Author, Event, Message, Refusal};
+use crate::store::{Actor, Admin, Audience, Author, Event, Message, Refusal};
 
 /// The largest id in use; 0 for none.
 pub(super) fn newest_id(conn: &Connection) -> rusqlite::Result<i64> {
@@ -32,7 +34,27 @@ pub(super) fn post(
     {
         return Err(Refusal::NotParticipant.into());
     }
-    let above = parent.map(|parent| root_for_reply(scope.conn, channel, parent)).transpose()?;
+    let eyes = Eyes::of(author.viewer(), scope.sessions, scope.now);
+    let above = parent.map(|parent| root_for_reply(scope.conn, eyes, channel, parent)).transpose()?;
+    let bans = shadow::on(scope, author)?;
+    if bans.is_empty() {
+        return insert(scope, author, channel, parent, above, content).map(Event::Posted);
+    }
+    all_or_none(scope, |scope| {
+        let message = insert(scope, author, channel, parent, above, content)?;
+        let audience = shadow::hide(scope, message.id, author, &bans)?;
+        Ok(Event::Posted(Message { audience, ..message }))
+    })
+}
+
+fn insert(
+    scope: &mut Scope<'_>,
+    author: &Actor,
+    channel: ChannelId,
+    parent: Option<MessageId>,
+    above: Option<MessageId>,
+    content: &Bytes,
+) -> Result<Message, Failure> {
     let id = MessageId::from_sql(scope.ids.next(scope.now).ok_or(Refusal::Database)?);
     let thread_root = above.unwrap_or(id);
     let insert = row::execute(
@@ -54,7 +76,7 @@ pub(super) fn post(
     // Parent and root were just found, so a missing row can only be the channel's.
     insert.map_err(row::constraints(&[(FOREIGN_KEY, Refusal::ChannelNotFound)]))?;
     note_activity(scope, id.as_sql(), thread_root.as_sql())?;
-    Ok(Event::Posted(Message {
+    Ok(Message {
         id,
         channel,
         parent,
@@ -64,7 +86,8 @@ pub(super) fn post(
         created_at: scope.now,
         edited_at: None,
         reply_count: 0,
-    }))
+        audience: Audience::Everybody,
+    })
 }
 
 /// Whether the file is of a version (14 and up) whose messages know when their thread was last written to.
@@ -101,9 +124,9 @@ fn live_author(actor: &Actor) -> Author {
 
 /// The root of the thread that a reply to `parent` belongs to. Step by step instead of by recursion inside SQLite: most
 /// threads are shallow, and setting up the recursion alone costs more than the whole insert.
-fn root_for_reply(conn: &Connection, channel: ChannelId, parent: MessageId) -> Result<MessageId, Failure> {
+fn root_for_reply(conn: &Connection, eyes: Eyes, channel: ChannelId, parent: MessageId) -> Result<MessageId, Failure> {
     let above = ancestor(conn, parent)?.ok_or(Refusal::MessageNotFound)?;
-    if above.channel != channel {
+    if above.channel != channel || shadow::hides(conn, eyes, parent)? {
         return Err(Refusal::MessageNotFound.into());
     }
     let top = top_of_thread(conn, parent, above.parent)?;
@@ -154,7 +177,7 @@ pub(super) fn edit(
     content: &Bytes,
     sanitized: &Bytes,
 ) -> Result<Event, Failure> {
-    let stored = find(scope.conn, id)?.ok_or(Refusal::MessageNotFound)?;
+    let stored = find(scope, editor, id)?;
     if stored.is_dm {
         admit(scope, stored.channel, editor)?;
     }
@@ -181,18 +204,22 @@ pub(super) fn edit(
         "UPDATE Message SET content = ?2, edited_at = ?3 WHERE id = ?1",
         params![id.as_sql(), Text(content), scope.now],
     )?;
+    // What somebody writes under a shadow ban is hidden, in an old message too.
+    let bans = if is_own { shadow::on(scope, editor)? } else { Vec::new() };
+    let audience = shadow::hide(scope, id, editor, &bans)?;
     Ok(Event::Edited {
         message: id,
         channel: stored.channel,
         thread_root: stored.thread_root,
         edited_at: scope.now,
         content: content.clone(),
+        audience,
     })
 }
 
 /// The order of the checks is that of BEHAVIOUR.md 2.15.
 pub(super) fn delete(scope: &mut Scope<'_>, actor: &Actor, id: MessageId) -> Result<Event, Failure> {
-    let stored = find(scope.conn, id)?.ok_or(Refusal::MessageNotFound)?;
+    let stored = find(scope, actor, id)?;
     if stored.is_dm {
         admit(scope, stored.channel, actor)?;
     }
@@ -219,6 +246,7 @@ pub(super) fn delete(scope: &mut Scope<'_>, actor: &Actor, id: MessageId) -> Res
         thread_root: stored.thread_root,
         deleted_at: scope.now,
         placeholder,
+        audience: shadow::audience(scope, id)?,
     })
 }
 
@@ -239,7 +267,15 @@ struct Stored {
     is_deleted: bool,
 }
 
-fn find(conn: &Connection, id: MessageId) -> rusqlite::Result<Option<Stored>> {
+/// The message, if it is there and not hidden from the actor.
+fn find(scope: &Scope<'_>, actor: &Actor, id: MessageId) -> Result<Stored, Failure> {
+    let eyes = Eyes::of(actor.viewer(), scope.sessions, scope.now);
+    let is_hidden = shadow::hides(scope.conn, eyes, id)?;
+    let stored = stored(scope.conn, id)?.filter(|_| !is_hidden);
+    Ok(stored.ok_or(Refusal::MessageNotFound)?)
+}
+
+fn stored(conn: &Connection, id: MessageId) -> rusqlite::Result<Option<Stored>> {
     row::first(
         conn,
         "SELECT COALESCE(m.subchannel_id, m.channel_id), c.is_dm, m.parent_id, m.thread_root_id, m.author_user_id,
@@ -285,23 +321,10 @@ impl Stored {
         .map(drop)
     }
 
-    fn audit(&self, scope: &Scope<'_>, admin: &Actor, action: &str) -> rusqlite::Result<()> {
-        row::execute(
-            scope.conn,
-            "INSERT INTO AdminAction (admin_nickname, action_type, target_type, target_id, target_identifier, details,
-                                      performed_at, ip_address)
-             VALUES (?1, ?2, 'message', ?3, ?4, ?5, ?6, ?7)",
-            params![
-                Text(&admin.nickname),
-                action,
-                self.id.as_sql(),
-                Text(&self.nickname),
-                format!("message_id={} channel_id={}", self.id, self.channel),
-                scope.now,
-                admin.address.to_canonical().to_string(),
-            ],
-        )
-        .map(drop)
+    fn audit(&self, scope: &Scope<'_>, editor: &Actor, action: &'static str) -> rusqlite::Result<()> {
+        let by = Admin { name: editor.nickname.clone(), address: Some(editor.address) };
+        let details = format!("message_id={} channel_id={}", self.id, self.channel);
+        admin::audit_message(scope, &by, action, self.id, &self.nickname, details)
     }
 }
 
@@ -354,19 +377,27 @@ macro_rules! listed {
 /// Live replies below `m`, whatever their depth.
 macro_rules! live_by_index {
     () => {
-        "(SELECT count(*) FROM Message AS r INDEXED BY scd_message_threads
-          WHERE r.thread_root_id = m.id AND r.deleted_at IS NULL AND r.parent_id IS NOT NULL) AS replies"
+        concat!(
+            "(SELECT count(*) FROM Message AS r INDEXED BY scd_message_threads
+              WHERE r.thread_root_id = m.id AND r.deleted_at IS NULL AND r.parent_id IS NOT NULL AND ",
+            visible!("r.id", "?4", "?5", "?6"),
+            ") AS replies"
+        )
     };
 }
 
 /// The same for files whose old rows do not know their roots yet.
 macro_rules! live_by_parents {
     () => {
-        "(WITH RECURSIVE below(id, deleted_at) AS (
+        concat!(
+            "(WITH RECURSIVE below(id, deleted_at) AS (
               SELECT id, deleted_at FROM Message WHERE parent_id = m.id
               UNION
               SELECT r.id, r.deleted_at FROM below JOIN Message AS r ON r.parent_id = below.id
-          ) SELECT count(*) FROM below WHERE deleted_at IS NULL) AS replies"
+              ) SELECT count(*) FROM below WHERE deleted_at IS NULL AND ",
+            visible!("below.id", "?4", "?5", "?6"),
+            ") AS replies"
+        )
     };
 }
 
@@ -378,7 +409,9 @@ macro_rules! roots {
             " FROM Message AS m INDEXED BY scd_message_roots LEFT JOIN User AS u ON u.id = m.author_user_id
               WHERE COALESCE(m.subchannel_id, m.channel_id) = ?1 AND m.parent_id IS NULL AND m.id ",
             $beyond,
-            " ?2 AND (m.deleted_at IS NULL OR replies > 0) ORDER BY m.id ",
+            " ?2 AND (m.deleted_at IS NULL OR replies > 0) AND ",
+            visible!("m.id", "?4", "?5", "?6"),
+            " ORDER BY m.id ",
             $direction,
             " LIMIT ?3"
         )
@@ -392,20 +425,26 @@ const OLDEST_ROOTS_UNREPAIRED: &str = roots!(live_by_parents!(), ">", "ASC");
 
 const REPLY: &str = listed!("0 FROM Message AS m LEFT JOIN User AS u ON u.id = m.author_user_id WHERE m.id = ?1");
 
-const SKELETON: &str =
-    "SELECT id, parent_id, deleted_at FROM Message INDEXED BY scd_message_threads WHERE thread_root_id = ?1";
+const SKELETON: &str = concat!(
+    "SELECT m.id, m.parent_id, m.deleted_at FROM Message AS m INDEXED BY scd_message_threads
+     WHERE m.thread_root_id = ?1 AND ",
+    visible!("m.id", "?2", "?3", "?4")
+);
 
 /// Of the part below ?1, found by climbing down.
-const SKELETON_UNREPAIRED: &str = "
-    WITH RECURSIVE below(id, parent_id, deleted_at) AS (
+const SKELETON_UNREPAIRED: &str = concat!(
+    "WITH RECURSIVE below(id, parent_id, deleted_at) AS (
         SELECT id, parent_id, deleted_at FROM Message WHERE parent_id = ?1
         UNION
         SELECT r.id, r.parent_id, r.deleted_at FROM below JOIN Message AS r ON r.parent_id = below.id
-    ) SELECT id, parent_id, deleted_at FROM below";
+    ) SELECT id, parent_id, deleted_at FROM below WHERE ",
+    visible!("below.id", "?2", "?3", "?4")
+);
 
 /// BEHAVIOUR.md 2.12, roots. `repaired`: every message knows its thread root.
 pub(super) fn roots(
     conn: &Connection,
+    eyes: Eyes,
     repaired: bool,
     channel: ChannelId,
     cursor: Cursor,
@@ -419,30 +458,42 @@ pub(super) fn roots(
         (Cursor::After(id), true) => (OLDEST_ROOTS, id.as_sql()),
         (Cursor::After(id), false) => (OLDEST_ROOTS_UNREPAIRED, id.as_sql()),
     };
-    row::all(conn, sql, params![channel.as_sql(), bound, limit], |row| message(conn, row))
+    let params = params![channel.as_sql(), bound, limit, eyes.user, eyes.session, eyes.now];
+    row::all(conn, sql, params, |row| message(conn, row))
 }
 
 /// BEHAVIOUR.md 2.12, thread. `repaired`: every message knows its thread root.
 pub(super) fn thread(
     conn: &Connection,
+    eyes: Eyes,
     repaired: bool,
     channel: ChannelId,
     parent: MessageId,
     cursor: Cursor,
     limit: u16,
 ) -> rusqlite::Result<Vec<Message>> {
-    let root = match thread_of(conn, parent)? {
+    let root = match thread_of(conn, eyes, parent)? {
         Some((root, place)) if place == channel => root,
         _ => return Ok(Vec::new()),
     };
-    let bones = if repaired { skeleton(conn, SKELETON, root)? } else { skeleton(conn, SKELETON_UNREPAIRED, parent)? };
+    let bones = match repaired {
+        true => skeleton(conn, SKELETON, eyes, root)?,
+        false => skeleton(conn, SKELETON_UNREPAIRED, eyes, parent)?,
+    };
     let page = thread::page(parent, parent == root, bones, cursor, limit.into());
     let replies = page.into_iter().map(|placed| reply(conn, placed));
     replies.filter_map(Result::transpose).collect()
 }
 
 /// The root of a message's thread, and the message's place.
-pub(super) fn thread_of(conn: &Connection, id: MessageId) -> rusqlite::Result<Option<(MessageId, ChannelId)>> {
+pub(super) fn thread_of(
+    conn: &Connection,
+    eyes: Eyes,
+    id: MessageId,
+) -> rusqlite::Result<Option<(MessageId, ChannelId)>> {
+    if shadow::hides(conn, eyes, id)? {
+        return Ok(None);
+    }
     row::first(
         conn,
         "SELECT parent_id, thread_root_id, COALESCE(subchannel_id, channel_id) FROM Message WHERE id = ?1",
@@ -455,8 +506,8 @@ pub(super) fn thread_of(conn: &Connection, id: MessageId) -> rusqlite::Result<Op
     )
 }
 
-fn skeleton(conn: &Connection, sql: &str, of: MessageId) -> rusqlite::Result<Vec<Bone>> {
-    row::all(conn, sql, [of.as_sql()], |row| {
+fn skeleton(conn: &Connection, sql: &str, eyes: Eyes, of: MessageId) -> rusqlite::Result<Vec<Bone>> {
+    row::all(conn, sql, params![of.as_sql(), eyes.user, eyes.session, eyes.now], |row| {
         Ok(Bone {
             id: MessageId::from_sql(row::number(row, 0)?),
             parent: row::id(row, 1, MessageId::from_sql)?,
@@ -493,6 +544,7 @@ fn message(conn: &Connection, row: &Row<'_>) -> rusqlite::Result<Message> {
         created_at: row::number(row, 9)?,
         edited_at: row::integer(row, 10)?,
         reply_count: u32::try_from(row::number(row, 13)?).unwrap_or(u32::MAX),
+        audience: Audience::Everybody,
     })
 }
 
@@ -530,10 +582,10 @@ mod tests {
     #[test]
     fn roots_are_read_in_the_order_of_their_index() {
         for sql in [NEWEST_ROOTS, OLDEST_ROOTS] {
-            check(sql, [1, 2, 3], "SEARCH m USING INDEX scd_message_roots (<expr>=? AND rowid");
+            check(sql, [1, 2, 3, 4, 5, 6], "SEARCH m USING INDEX scd_message_roots (<expr>=? AND rowid");
             check(
                 sql,
-                [1, 2, 3],
+                [1, 2, 3, 4, 5, 6],
                 "SEARCH r USING COVERING INDEX scd_message_threads (thread_root_id=? AND deleted_at=?",
             );
         }
@@ -542,15 +594,15 @@ mod tests {
     #[test]
     fn unrepaired_files_are_only_searched_too() {
         for sql in [NEWEST_ROOTS_UNREPAIRED, OLDEST_ROOTS_UNREPAIRED] {
-            let plan = plan(sql, [1, 2, 3]).replace("SCAN below", "");
+            let plan = plan(sql, [1, 2, 3, 4, 5, 6]).replace("SCAN below", "");
             assert!(!plan.contains("SCAN") && !plan.contains("TEMP B-TREE"), "{plan}");
         }
-        assert!(!plan(SKELETON_UNREPAIRED, [1]).replace("SCAN below", "").contains("SCAN"));
+        assert!(!plan(SKELETON_UNREPAIRED, [1, 2, 3, 4]).replace("SCAN below", "").contains("SCAN"));
     }
 
     #[test]
     fn a_skeleton_is_read_from_its_index_alone() {
-        check(SKELETON, [1], "USING COVERING INDEX scd_message_threads (thread_root_id=?)");
+        check(SKELETON, [1, 2, 3, 4], "USING COVERING INDEX scd_message_threads (thread_root_id=?)");
         check(REPLY, [1], "SEARCH m USING INTEGER PRIMARY KEY");
     }
 }

@@ -71,6 +71,8 @@ pub const OWN: &[Migration] = series! { "migrations/own/":
     8 "nickname_nocase"   "0008_nickname_nocase.sql"   ["scd_user_nickname_nocase", "scd_login_alias_nocase"]
     9 "probe"             "0009_probe.sql"             ["scd_probe"]
    10 "direct_messages"   "0010_direct_messages.sql"   ["scd_dm_invite", "scd_dm_former", "scd_dm_former_channel", "scd_dm_former_user"]
+   11 "shadowed"          "0011_shadowed.sql"          ["scd_shadowed", "scd_shadowed_ban", "scd_ban_shadow"]
+   12 "admin_grant"       "0012_admin_grant.sql"       ["scd_admin_grant"]
 };
 
 /// Which of the two series a migration belongs to, and with that, where it is recorded.

@@ -4,6 +4,7 @@
 //! One thread writes (`scd-writer`), a few read (`scd-reader-N`), one looks after the file (`scd-maintenance`). They share
 //! nothing but their queues.
 
+mod admin;
 pub mod backup;
 mod bans;
 mod channels;
@@ -24,6 +25,7 @@ pub mod restore;
 mod row;
 pub mod seeds;
 mod servers;
+mod shadow;
 pub mod snapshot;
 mod snowflake;
 pub mod survey;
@@ -218,6 +220,8 @@ impl SqliteStore {
         };
         let inputs = Inputs { checkpoints, queue: store.writes.clone(), channels, sessions, deliver, clock, observe };
         let writer = Writer::new(writer, lock, &path, inputs).map_err(failed)?;
+        // Before anybody can come in.
+        writer.tell_bans();
         let exit = WriterExit {
             queue: store.writes.clone(),
             alive: store.writer_alive.clone(),

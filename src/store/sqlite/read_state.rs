@@ -3,6 +3,7 @@
 use rusqlite::{Connection, params};
 
 use super::row::{self, Failure};
+use super::shadow::{Eyes, visible};
 use super::writer::Scope;
 use crate::ids::{ChannelId, MessageId, UserId};
 use crate::limits::UNREAD_COUNT_MAX;
@@ -46,6 +47,7 @@ fn as_ms(mark: i64) -> i64 {
 /// One count per target. Messages of `user` are left out; without `user` and `since` nothing is unread.
 pub(super) fn unread(
     conn: &Connection,
+    eyes: Eyes,
     user: Option<UserId>,
     since: Option<i64>,
     targets: &[UnreadTarget],
@@ -60,45 +62,50 @@ pub(super) fn unread(
         let Some(channel) = target.channel else { return Ok(0) };
         let Some(since) = since(channel)? else { return Ok(0) };
         match target.thread {
-            None => unread_in_channel(conn, user, channel, since),
-            Some(thread) => unread_in_thread(conn, user, channel, thread, since),
+            None => unread_in_channel(conn, eyes, channel, since),
+            Some(thread) => unread_in_thread(conn, eyes, channel, thread, since),
         }
     };
     targets.iter().map(count).collect()
 }
 
 /// Answered from the index alone.
-const UNREAD_IN_CHANNEL: &str = "
-    SELECT count(*) FROM (
-        SELECT 1 FROM Message INDEXED BY scd_message_places
-        WHERE COALESCE(subchannel_id, channel_id) = ?1 AND created_at > ?2 AND deleted_at IS NULL
-          AND (?3 IS NULL OR author_user_id IS NOT ?3)
-        LIMIT ?4)";
+const UNREAD_IN_CHANNEL: &str = concat!(
+    "SELECT count(*) FROM (
+        SELECT 1 FROM Message AS m INDEXED BY scd_message_places
+        WHERE COALESCE(m.subchannel_id, m.channel_id) = ?1 AND m.created_at > ?2 AND m.deleted_at IS NULL
+          AND (?3 IS NULL OR m.author_user_id IS NOT ?3) AND ",
+    visible!("m.id", "?3", "?6", "?7"),
+    " LIMIT ?4)"
+);
 
 /// A root of an old file may not know that it is its own.
-const UNREAD_IN_THREAD: &str = "
-    SELECT count(*) FROM (
+const UNREAD_IN_THREAD: &str = concat!(
+    "SELECT count(*) FROM (
         SELECT 1 FROM (
             SELECT * FROM Message INDEXED BY scd_message_threads WHERE thread_root_id = ?5 AND deleted_at IS NULL
             UNION ALL
-            SELECT * FROM Message WHERE id = ?5 AND thread_root_id IS NULL AND deleted_at IS NULL)
-        WHERE COALESCE(subchannel_id, channel_id) = ?1 AND created_at > ?2
-          AND (?3 IS NULL OR author_user_id IS NOT ?3)
-        LIMIT ?4)";
+            SELECT * FROM Message WHERE id = ?5 AND thread_root_id IS NULL AND deleted_at IS NULL) AS m
+        WHERE COALESCE(m.subchannel_id, m.channel_id) = ?1 AND m.created_at > ?2
+          AND (?3 IS NULL OR m.author_user_id IS NOT ?3) AND ",
+    visible!("m.id", "?3", "?6", "?7"),
+    " LIMIT ?4)"
+);
 
-fn unread_in_channel(conn: &Connection, user: Option<UserId>, channel: ChannelId, since: i64) -> rusqlite::Result<u32> {
-    let params = params![channel.as_sql(), since, user.map(UserId::as_sql), UNREAD_COUNT_MAX];
+fn unread_in_channel(conn: &Connection, eyes: Eyes, channel: ChannelId, since: i64) -> rusqlite::Result<u32> {
+    let nothing = None::<i64>;
+    let params = params![channel.as_sql(), since, eyes.user, UNREAD_COUNT_MAX, nothing, eyes.session, eyes.now];
     row::first(conn, UNREAD_IN_CHANNEL, params, as_count).map(Option::unwrap_or_default)
 }
 
 fn unread_in_thread(
     conn: &Connection,
-    user: Option<UserId>,
+    eyes: Eyes,
     channel: ChannelId,
     thread: MessageId,
     since: i64,
 ) -> rusqlite::Result<u32> {
-    let params = params![channel.as_sql(), since, user.map(UserId::as_sql), UNREAD_COUNT_MAX, thread.as_sql()];
+    let params = params![channel.as_sql(), since, eyes.user, UNREAD_COUNT_MAX, thread.as_sql(), eyes.session, eyes.now];
     row::first(conn, UNREAD_IN_THREAD, params, as_count).map(Option::unwrap_or_default)
 }
 
@@ -113,13 +120,13 @@ mod tests {
 
     #[test]
     fn counts_of_places_are_read_from_their_index_alone() {
-        let plan = plan(UNREAD_IN_CHANNEL, [1, 2, 3, 4]);
+        let plan = plan(UNREAD_IN_CHANNEL, [1, 2, 3, 4, 5, 6, 7]);
         assert!(plan.contains("COVERING INDEX scd_message_places (<expr>=? AND created_at>?"), "{plan}");
     }
 
     #[test]
     fn counts_of_threads_look_at_the_thread_only() {
-        let plan = plan(UNREAD_IN_THREAD, [1, 2, 3, 4, 5]);
+        let plan = plan(UNREAD_IN_THREAD, [1, 2, 3, 4, 5, 6, 7]);
         assert!(!plan.contains("SCAN Message") && !plan.contains("TEMP B-TREE"), "{plan}");
     }
 }

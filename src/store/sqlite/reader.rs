@@ -10,8 +10,9 @@ use rusqlite::Connection;
 
 use super::fault::{Fault, Throttle, forget_damage};
 use super::queue::{Queue, Taken};
+use super::shadow::Eyes;
 use super::visitors::SessionIds;
-use super::{Clock, Observe, dm_rows, keys, messages, read_state, servers, users};
+use super::{Clock, Observe, admin, bans, channels, dm_rows, keys, messages, read_state, servers, users};
 use crate::ids::ChannelId;
 use crate::store::query::UnreadTarget;
 use crate::store::{Answer, Deliver, Message, Query, Ticket, Viewer};
@@ -103,14 +104,18 @@ impl View<'_> {
 
 fn read(view: View<'_>, query: &Query, now: i64) -> rusqlite::Result<Answer> {
     let View { conn, sessions, repaired } = view;
+    let eyes = |viewer| Eyes::of(viewer, sessions, now);
     match query {
         Query::Roots { viewer, channel, cursor, limit } => {
-            view.messages(*viewer, *channel, || messages::roots(conn, repaired, *channel, *cursor, *limit))
+            let eyes = eyes(*viewer);
+            view.messages(*viewer, *channel, || messages::roots(conn, eyes, repaired, *channel, *cursor, *limit))
         }
         Query::Thread { viewer, channel, parent, cursor, limit } => {
-            view.messages(*viewer, *channel, || messages::thread(conn, repaired, *channel, *parent, *cursor, *limit))
+            let eyes = eyes(*viewer);
+            let thread = || messages::thread(conn, eyes, repaired, *channel, *parent, *cursor, *limit);
+            view.messages(*viewer, *channel, thread)
         }
-        Query::ThreadOf { message } => messages::thread_of(conn, *message).map(Answer::ThreadOf),
+        Query::ThreadOf { viewer, message } => messages::thread_of(conn, eyes(*viewer), *message).map(Answer::ThreadOf),
         Query::Account { nickname } => users::by_nickname(conn, nickname, now),
         Query::AccountById { user } => users::by_id(conn, *user, now),
         Query::AccountByKey { fingerprint } => keys::owner(conn, fingerprint, now),
@@ -119,11 +124,14 @@ fn read(view: View<'_>, query: &Query, now: i64) -> rusqlite::Result<Answer> {
         Query::Unread { viewer, since, targets } => {
             let targets = targets.iter().map(|target| view.visible(*viewer, *target));
             let targets = targets.collect::<rusqlite::Result<Vec<_>>>()?;
-            read_state::unread(conn, viewer.user, *since, &targets, now).map(Answer::Unread)
+            read_state::unread(conn, eyes(*viewer), viewer.user, *since, &targets, now).map(Answer::Unread)
         }
         Query::Dm { viewer, other } => dm_rows::lookup(conn, sessions, *viewer, other),
         Query::Servers { scope, limit } => servers::list(conn, *scope, *limit, now).map(Answer::Servers),
         Query::Dms { user } => dm_rows::overview(conn, sessions, *user).map(Box::new).map(Answer::Dms),
+        Query::Bans { include_expired, limit } => bans::list(conn, *include_expired, *limit, now).map(Answer::Bans),
+        Query::Audit { limit } => admin::list(conn, *limit).map(Answer::Audit),
+        Query::Channels => channels::load(conn, sessions).map(|all| Answer::Channels(all.into_values().collect())),
     }
 }
 
@@ -142,5 +150,8 @@ fn name(query: &Query) -> &'static str {
         Query::Dm { .. } => "dm",
         Query::Dms { .. } => "dms",
         Query::Servers { .. } => "servers",
+        Query::Bans { .. } => "bans",
+        Query::Audit { .. } => "audit",
+        Query::Channels => "channels",
     }
 }

@@ -5,9 +5,9 @@
 
 use rusqlite::{Connection, Row, params};
 
-use super::bans;
 use super::row::{self, Failure, Text};
 use super::writer::Scope;
+use super::{admin, bans};
 use crate::ids::UserId;
 use crate::store::{Account, Answer, Event, Name, Refusal};
 
@@ -25,6 +25,7 @@ pub(super) fn register(scope: &Scope<'_>, nickname: &Name, password_hash: &str, 
 }
 
 pub(super) fn sign_in(scope: &Scope<'_>, user: UserId, flags: u8) -> Result<Event, Failure> {
+    let flags = flags | admin::granted(scope.conn, user)?;
     let changed = row::execute(
         scope.conn,
         "UPDATE User SET last_seen = ?2, user_flags = ?3 WHERE id = ?1",
@@ -58,7 +59,8 @@ pub(super) fn rename(scope: &Scope<'_>, user: UserId, nickname: &Name) -> Result
         params![user.as_sql(), Text(nickname)],
     )?;
     found(changed)?;
-    Ok(Event::Renamed { user, nickname: nickname.clone() })
+    let granted = admin::granted(scope.conn, user)?;
+    Ok(Event::Renamed { user, nickname: nickname.clone(), granted })
 }
 
 pub(super) fn set_password(scope: &Scope<'_>, user: UserId, password_hash: Option<&str>) -> Result<Event, Failure> {

@@ -30,7 +30,8 @@ impl SessionIds {
             conn,
             "SELECT max((SELECT coalesce(max(session_id), 0) FROM ChannelParticipant),
                         (SELECT coalesce(max(initiator_session_id), 0) FROM DMInvite),
-                        (SELECT coalesce(max(target_session_id), 0) FROM DMInvite))",
+                        (SELECT coalesce(max(target_session_id), 0) FROM DMInvite),
+                        (SELECT coalesce(max(session_id), 0) FROM scd_shadowed))",
             [],
             |row| row::number(row, 0),
         )?;
@@ -115,6 +116,7 @@ mod tests {
             flags: 0,
             session: SessionId(session),
             address: address.parse().unwrap(),
+            marks: Vec::new(),
         }
     }
 

@@ -21,7 +21,7 @@ use super::queue::{Queue, Taken};
 use super::row::{self, Failure};
 use super::snowflake::Snowflake;
 use super::visitors::{SessionIds, Visitors};
-use super::{Clock, Observe, dms, keys, read_state, servers, users};
+use super::{Clock, Observe, admin, bans, dms, keys, read_state, servers, users};
 use crate::limits::{VISITOR_POSTS_REMEMBERED, WRITER_BATCH_MAX};
 use crate::store::{Actor, Batch, Channel, Command, Deliver, DmLeft, Event, Outcome, Refusal, Submission};
 
@@ -89,6 +89,8 @@ pub(super) struct Writer {
     /// The channels as shards know them.
     channels: Table,
     tracks_activity: bool,
+    /// The bans as shards and door know them.
+    bans: bans::Table,
     data_version: Option<i64>,
     polled_at: Duration,
     log: Throttle,
@@ -123,6 +125,7 @@ impl Writer {
     pub(super) fn new(conn: Connection, lock: DatabaseLock, path: &Path, inputs: Inputs) -> rusqlite::Result<Self> {
         let Inputs { checkpoints, queue, channels, sessions, deliver, clock, observe } = inputs;
         Ok(Self {
+            bans: bans::load(&conn)?,
             ids: Snowflake::above(messages::newest_id(&conn)?),
             tracks_activity: messages::tracks_activity(&conn)?,
             conn,
@@ -140,6 +143,17 @@ impl Writer {
             data_version: None,
             log: Throttle::default(),
         })
+    }
+
+    /// What the file says of bans is told as if it had just been committed.
+    pub(super) fn tell_bans(&self) {
+        if !self.bans.is_empty() {
+            self.publish(vec![self.bans_read()]);
+        }
+    }
+
+    fn bans_read(&self) -> Outcome {
+        Outcome { ticket: None, result: Ok(Event::BansRead(self.bans.values().cloned().collect())) }
     }
 
     /// Works until the queue is closed and empty.
@@ -266,15 +280,9 @@ impl Writer {
         if !self.tracks_activity && matches!(job, Job::Command(Submission { command: Command::Post { .. }, .. })) {
             return self.perform(job);
         }
-        row::execute(&self.conn, "SAVEPOINT job", [])?;
+        row::execute(&self.conn, SAVE, [])?;
         let result = self.perform(job);
-        if result.is_err() && !self.conn.is_autocommit() {
-            row::execute(&self.conn, "ROLLBACK TO job", [])?;
-        }
-        if !self.conn.is_autocommit() {
-            row::execute(&self.conn, "RELEASE job", [])?;
-        }
-        result
+        finish_saved(&self.conn, result)
     }
 
     fn perform(&mut self, job: &Job) -> Result<Done, Failure> {
@@ -304,6 +312,7 @@ impl Writer {
                 self.visitors.remember(message.id, author);
             }
             remember_channels(&mut self.channels, event);
+            remember_bans(&mut self.bans, event);
         }
     }
 
@@ -332,7 +341,7 @@ impl Writer {
         }
     }
 
-    /// Operators work on the live file with `sqlite3` (BEHAVIOUR.md 11.4): what they do to channels is told to clients.
+    /// Operators work on the live file with `sqlite3` (BEHAVIOUR.md 11.4): what they do to channels and bans is told.
     fn notice_other_programs(&mut self) {
         if let Err(error) = self.compare_with_file() {
             self.report(&error);
@@ -348,8 +357,16 @@ impl Writer {
         self.ids.rise_above(messages::newest_id(&self.conn)?);
         let events = channels::changes(&self.channels, &found);
         self.channels = found;
+        let bans = bans::load(&self.conn)?;
+        let has_new_bans = bans != self.bans;
+        self.bans = bans;
         self.data_version = version;
-        self.publish(events.into_iter().map(|event| Outcome { ticket: None, result: Ok(event) }).collect());
+        let mut outcomes: Vec<_> =
+            events.into_iter().map(|event| Outcome { ticket: None, result: Ok(event) }).collect();
+        if has_new_bans {
+            outcomes.push(self.bans_read());
+        }
+        self.publish(outcomes);
         Ok(())
     }
 
@@ -379,6 +396,28 @@ impl Writer {
     }
 }
 
+const SAVE: &str = "SAVEPOINT job";
+
+fn finish_saved<T>(conn: &Connection, result: Result<T, Failure>) -> Result<T, Failure> {
+    if result.is_err() && !conn.is_autocommit() {
+        row::execute(conn, "ROLLBACK TO job", [])?;
+    }
+    if !conn.is_autocommit() {
+        row::execute(conn, "RELEASE job", [])?;
+    }
+    result
+}
+
+/// Several statements, all or none, within a transaction. May be nested.
+pub(super) fn all_or_none<T>(
+    scope: &mut Scope<'_>,
+    work: impl FnOnce(&mut Scope<'_>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    row::execute(scope.conn, SAVE, [])?;
+    let result = work(scope);
+    finish_saved(scope.conn, result)
+}
+
 /// So that the next look at the file finds no difference where there is none.
 fn remember_channels(channels: &mut Table, event: &Event) {
     let mut keep = |channel: &Channel| drop(channels.insert(channel.id, channel.clone()));
@@ -388,6 +427,22 @@ fn remember_channels(channels: &mut Table, event: &Event) {
         Event::KeyProvided { opened, .. } => opened.iter().for_each(|dm| keep(&dm.channel)),
         Event::DmLeft(left) => remember_leaving(channels, left),
         Event::VisitorForgotten { left } => left.iter().for_each(|left| remember_leaving(channels, left)),
+        Event::UserDeleted { user, left, .. } => {
+            left.iter().for_each(|left| remember_leaving(channels, left));
+            channels.values_mut().for_each(|channel| channel.forget_creator(*user));
+        }
+        Event::ChannelRemoved { channel, subchannels, .. } => {
+            subchannels.iter().chain([channel]).for_each(|gone| drop(channels.remove(gone)));
+        }
+        _ => (),
+    }
+}
+
+fn remember_bans(bans: &mut bans::Table, event: &Event) {
+    match event {
+        Event::Banned(ban) => drop(bans.insert(ban.id, Arc::clone(ban))),
+        Event::Unbanned { bans: lifted } => lifted.iter().for_each(|ban| drop(bans.remove(ban))),
+        Event::UserDeleted { user, .. } => bans.retain(|_, ban| !ban.is_of(*user)),
         _ => (),
     }
 }
@@ -430,6 +485,7 @@ fn perform(scope: &mut Scope<'_>, command: &Command) -> Result<Event, Failure> {
         Command::DeclineDm { invite, by } => dms::decline(scope, *invite, by),
         Command::LeaveDm { channel, leaver } => dms::leave(scope, *channel, leaver),
         Command::ForgetVisitor { session } => dms::forget_visitor(scope, *session),
+        Command::Administer(order) => admin::perform(scope, order),
     }
 }
 
@@ -499,6 +555,7 @@ mod tests {
             flags: 0,
             session: SessionId(1),
             address: IpAddr::from([192, 0, 2, 1]),
+            marks: Vec::new(),
         };
         let command = Command::Post { author, channel: ChannelId(1), parent: None, content: "hi".into() };
         Order::Shared(Job::Command(Submission { ticket: Ticket { shard: 0, token }, command }))

@@ -10,7 +10,7 @@ use superchat::shard::ShardEvent;
 use superchat::shard::event::Commit;
 use superchat::store::command::NewChannel;
 use superchat::store::{
-    Account, Actor, Answer, Author, Busy, Channel, ChannelType, Command, Dm, DmLeft, DmOverview, DmSide,
+    Account, Actor, Answer, Audience, Author, Busy, Channel, ChannelType, Command, Dm, DmLeft, DmOverview, DmSide,
     EncryptionStatus, Event, Invite, Message, Name, Outcome, Participant, Query, Refusal, Store, Submission, Ticket,
 };
 
@@ -114,7 +114,7 @@ impl Rows {
                     return Err(Refusal::NicknameTaken);
                 }
                 self.account(user)?.nickname = nickname.clone();
-                Ok(Event::Renamed { user, nickname })
+                Ok(Event::Renamed { user, nickname, granted: 0 })
             }
             Command::SetPassword { user, password_hash } => {
                 self.account(user)?.password_hash = password_hash.ok_or(Refusal::NoSshKeys)?;
@@ -226,7 +226,9 @@ impl Rows {
             None => Author::Visitor { nickname },
         };
         let (created_at, edited_at, reply_count) = (0, None, 0);
-        let message = Message { id, channel, parent, thread_root, author, content, created_at, edited_at, reply_count };
+        let audience = Audience::Everybody;
+        let message =
+            Message { id, channel, parent, thread_root, author, content, created_at, edited_at, reply_count, audience };
         self.messages.push(Some(message.clone()));
         Ok(Event::Posted(message))
     }
@@ -239,7 +241,7 @@ impl Rows {
         message.content = content.clone();
         message.edited_at = Some(1);
         let (message, channel, thread_root) = (id, message.channel, message.thread_root);
-        Ok(Event::Edited { message, channel, thread_root, edited_at: 1, content })
+        Ok(Event::Edited { message, channel, thread_root, edited_at: 1, content, audience: Audience::Everybody })
     }
 
     fn delete(&mut self, actor: &Actor, id: MessageId) -> Result<Event, Refusal> {
@@ -247,7 +249,7 @@ impl Rows {
         let deleted = place.ok_or(Refusal::MessageNotFound)?.take().ok_or(Refusal::AlreadyDeleted)?;
         let placeholder = [b"[deleted by ~", &actor.nickname[..], b"]"].concat().into();
         let (message, channel, thread_root) = (id, deleted.channel, deleted.thread_root);
-        Ok(Event::Deleted { message, channel, thread_root, deleted_at: 1, placeholder })
+        Ok(Event::Deleted { message, channel, thread_root, deleted_at: 1, placeholder, audience: Audience::Everybody })
     }
 
     fn create_channel(&mut self, new: NewChannel) -> Result<Event, Refusal> {
@@ -264,7 +266,7 @@ impl Rows {
             description: new.description,
             channel_type: new.channel_type,
             retention_hours: new.retention_hours,
-            created_by: Some(new.created_by),
+            created_by: new.created_by,
             parent: new.parent,
             participants: None,
         };
@@ -290,7 +292,7 @@ impl Rows {
             Query::Thread { channel, parent, limit, .. } => {
                 self.list(limit, |message| message.channel == channel && message.parent == Some(parent))
             }
-            Query::ThreadOf { message } => {
+            Query::ThreadOf { message, .. } => {
                 Answer::ThreadOf(self.message(message).map(|message| (message.thread_root, message.channel)))
             }
             Query::Account { nickname } => Answer::Account { account: self.named(&nickname).cloned(), ban: None },
