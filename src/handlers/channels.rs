@@ -69,7 +69,7 @@ pub fn get_subchannels(shard: &mut Shard, key: SessionKey, request: &client::Get
 }
 
 /// As many entries as one frame carries: what an operator stored by hand may be longer than any client could send.
-fn one_frame<T>(entries: impl Iterator<Item = T>, text_bytes: impl Fn(&T) -> usize) -> List<T> {
+pub(super) fn one_frame<T>(entries: impl Iterator<Item = T>, text_bytes: impl Fn(&T) -> usize) -> List<T> {
     let mut room = PAYLOAD_BYTES_MAX - ENTRY_BYTES;
     let fits = |entry: &T| {
         let bytes = text_bytes(entry) + ENTRY_BYTES;
@@ -81,7 +81,7 @@ fn one_frame<T>(entries: impl Iterator<Item = T>, text_bytes: impl Fn(&T) -> usi
 }
 
 /// A stored text as far as one string carries it.
-fn fitting(text: &[u8]) -> &[u8] {
+pub(super) fn fitting(text: &[u8]) -> &[u8] {
     &text[..text.len().min(STRING_BYTES_MAX)]
 }
 
