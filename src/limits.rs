@@ -6,6 +6,10 @@ pub const THREAD_DEPTH_MAX: u32 = 200;
 /// Longest message text the codec carries, in bytes; the configured length can only be smaller.
 pub const CONTENT_BYTES_MAX: usize = 4096;
 
+/// So much of a stored text is read for a list: all that one string of the wire carries. Only other programs write longer
+/// ones into the file, and a page of them must not take all memory.
+pub const LISTED_BYTES_MAX: usize = 65_535;
+
 /// Largest page of LIST_MESSAGES (BEHAVIOUR.md 2.12).
 pub const LIST_MESSAGES_MAX: u16 = 200;
 /// What a LIST_MESSAGES with limit 0 gets.
@@ -89,5 +93,5 @@ const _: () = assert!(
     (LIST_SERVERS_MAX as usize + 1) * (HOST_BYTES_MAX + 2 * SERVER_TEXT_BYTES_MAX + 50)
         < crate::wire::frame::PAYLOAD_BYTES_MAX
 );
-// A page of the longest messages fits one frame, with 100 bytes of other fields each.
+// A page of the longest messages of ours fits one frame, with 100 bytes of other fields each.
 const _: () = assert!(LIST_MESSAGES_MAX as usize * (CONTENT_BYTES_MAX + 100) < crate::wire::frame::PAYLOAD_BYTES_MAX);

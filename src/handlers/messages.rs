@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use tracing::debug;
 
-use super::channels::{NOT_A_PARTICIPANT, may_enter};
+use super::channels::{NOT_A_PARTICIPANT, fitting, may_enter, one_frame};
 use crate::ids::UserId;
 use crate::limits::{LIST_MESSAGES_DEFAULT, LIST_MESSAGES_MAX};
 use crate::metrics::RateLimit;
@@ -16,12 +16,14 @@ use crate::store::{
     Actor, Answer, Author, ChannelType, Command, Event, FLAG_ADMIN, FLAG_MODERATOR, Message, Query, Refusal,
 };
 use crate::text;
-use crate::wire::codec::List;
 use crate::wire::records::{self, Failed};
 use crate::wire::{ErrorCode, client, server};
 
 /// What a session without a name is told that must have one.
 pub const NICKNAME_REQUIRED: &str = "Nickname required. Use SET_NICKNAME first.";
+
+/// What a message takes in a list beside its texts.
+const FIXED_BYTES: usize = 72;
 
 /// LIST_MESSAGES: roots of a place, or the descendants of a message.
 pub fn list_messages(shard: &mut Shard, key: SessionKey, request: &client::ListMessages) {
@@ -72,14 +74,14 @@ fn list(
             subchannel_id,
             parent_id: message.parent,
             author_user_id: *author_user_id,
-            author_nickname,
-            content: &message.content,
+            author_nickname: fitting(author_nickname),
+            content: fitting(&message.content),
             created_at: message.created_at,
             edited_at: message.edited_at,
             reply_count: message.reply_count,
         }
     });
-    let messages = List(entries.collect());
+    let messages = one_frame(entries, |entry| FIXED_BYTES + entry.author_nickname.len() + entry.content.len());
     let (channel_id, subchannel_id, parent_id) = (request.channel_id, request.subchannel_id, request.parent_id);
     shard.reply(key, server::MessageList { channel_id, subchannel_id, parent_id, messages });
 }

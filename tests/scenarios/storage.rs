@@ -12,7 +12,7 @@ use superchat::ids::{ChannelId, MessageId};
 use superchat::wire::ClientMessage;
 use superchat::wire::client::{
     AuthRequest, ChangePassword, CreateSubchannel, DeleteMessage, EditMessage, GetUserInfo, JoinChannel, LeaveChannel,
-    ListChannels, RegisterUser, SetNickname, UpdateReadState,
+    ListChannels, ListMessages, RegisterUser, SetNickname, UpdateReadState,
 };
 use superchat::wire::codec::{Bounded, Tail};
 
@@ -409,4 +409,36 @@ fn everything_acknowledged_survives_a_kill() {
     assert!(listed(&mut again, thread(forum, root)).is_empty());
     assert!(posted(&mut again, reply(forum, below, b"next")) > below, "ids go on rising");
     assert_eq!(contents(&mut again, thread(forum, root)), ["[deleted by ~alice]", "next"]);
+}
+
+/// No client could send them, but an operator's program can store them: they are cut, and a page ends before them.
+#[test]
+fn messages_longer_than_any_client_sends_leave_a_channel_readable() {
+    let server = start();
+    let mut alice = server.client_named("alice");
+    let first = posted(&mut alice, post(GENERAL, b"first"));
+    operator(&server)
+        .execute_batch(&format!(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 40)
+             INSERT INTO Message (id, channel_id, thread_root_id, author_nickname, content, created_at)
+             SELECT {first} + i, 2, {first} + i, printf('%.*c', 70000, 'n'), printf('%.*c', 65530 + i, 'x'), 5 FROM n;
+             INSERT INTO Message (id, channel_id, parent_id, thread_root_id, author_nickname, content, created_at)
+                 VALUES ({first} + 99, 2, {first}, {first}, 'long', printf('%.*c', 3000000, 'y'), 5)",
+            first = first.0
+        ))
+        .unwrap();
+    let mut seen = Vec::new();
+    let mut before_id = None;
+    loop {
+        let page = listed(&mut alice, ListMessages { limit: 200, before_id, ..roots(GENERAL) });
+        let Some(oldest) = page.last() else { break };
+        before_id = Some(MessageId(number(&oldest["message_id"])));
+        let length = |message: &Value| message["content"].as_str().unwrap().len();
+        seen.extend(page.iter().map(|message| (number(&message["message_id"]) - first.0, length(message))));
+    }
+    let expected = (1..=40).rev().map(|i| (i, usize::try_from(65_530 + i).unwrap().min(65_535))).chain([(0, 5)]);
+    assert_eq!(seen, expected.collect::<Vec<_>>());
+    let replies = listed(&mut alice, thread(GENERAL, first));
+    assert_eq!(replies[0]["content"].as_str().unwrap().len(), 65_535);
+    alice.quiet();
 }

@@ -10,7 +10,7 @@ use super::shadow::{self, Eyes, visible};
 use super::thread::{self, Bone, Placed};
 use super::writer::{Scope, all_or_none};
 use crate::ids::{ChannelId, MessageId, UserId};
-use crate::limits::THREAD_DEPTH_MAX;
+use crate::limits::{LISTED_BYTES_MAX, THREAD_DEPTH_MAX};
 use crate::store::query::Cursor;
 use crate::store::{Actor, Admin, Audience, Author, Event, Message, Refusal};
 
@@ -528,6 +528,7 @@ fn message(conn: &Connection, row: &Row<'_>) -> rusqlite::Result<Message> {
     let recorded = row::id(row, 3, MessageId::from_sql)?;
     let author = author(row)?;
     let content = row::bytes(row, 8)?;
+    let content = &content[..content.len().min(LISTED_BYTES_MAX)];
     let is_deleted = row::integer(row, 11)?.is_some();
     let holds_placeholder = row::number(row, 12)? != 0;
     Ok(Message {
