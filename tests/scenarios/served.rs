@@ -39,11 +39,11 @@ fn is_served(client: &mut Client, request: &[u8]) -> bool {
     const FENCE: i64 = i64::MIN;
     client.send_raw(request);
     client.send(Ping { timestamp: FENCE });
-    let mut served = true;
+    let (fence, mut served) = (FENCE.to_string(), true);
     loop {
         match client.next() {
             Incoming::Frame(frame) if frame.name == "ERROR" => served &= frame.fields["message"] != UNKNOWN,
-            Incoming::Frame(frame) if frame.name == "PONG" && frame.fields["client_timestamp"] == FENCE.to_string() => {
+            Incoming::Frame(frame) if frame.name == "PONG" && frame.fields["client_timestamp"] == fence => {
                 return served;
             }
             Incoming::Frame(_) => {}
