@@ -169,7 +169,7 @@ const SAMPLES: &[(&str, &str, &str, Option<&str>)] = &[
     ("discovery", "server_description", "\"Say \\\"hi\\\"\"", Some("Say \"hi\"")),
     ("discovery", "max_users", "9000", Some("9000")),
     ("discovery", "allow_private_servers", "true", Some("on")),
-    ("discovery", "gossip_interval_seconds", "600", Some("7200")),
+    ("discovery", "gossip_interval_seconds", "7200", Some("7200")),
     ("discovery", "announce_to", r#"["a.example:6465", "[2001:db8::1]:7"]"#, Some("a.example,[2001:db8::1]:7")),
     ("storage", "durability", "\"process\"", Some("process")),
     ("storage", "checkpoints", "\"external\"", Some("external")),

@@ -32,6 +32,7 @@ use tracing::{debug, error, info};
 use crate::config::{Endpoint, Host};
 use crate::desk::{Desk, DeskError};
 use crate::limits::{SERVER_TEXT_BYTES_MAX, SERVERS_MAX, SERVERS_PER_ADDRESS_MAX};
+use crate::log;
 use crate::profile::tasks::{self, at, place, site};
 use crate::store::command::FoundServer;
 use crate::store::query::ServerScope;
@@ -140,7 +141,7 @@ impl Directory {
 
 fn run(parts: DirectoryParts, stop: &Notify) -> io::Result<()> {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = runtime.enable_io().enable_time().max_blocking_threads(RESOLVERS_MAX);
+    let runtime = runtime.enable_io().enable_time().max_blocking_threads(RESOLVERS_MAX).thread_name("scd-resolve");
     let runtime = runtime.build_local(Default::default())?;
     let _watched = tasks::watch(runtime.handle().metrics());
     runtime.block_on(tasks::root(place!(), async {
@@ -236,14 +237,14 @@ impl Site {
         let outcome = self.examine(&claim).await;
         claim.attempt.was_found = outcome.is_ok();
         let ServerAddress { host, port } = &claim.record.address;
-        let via = match claim.via {
-            DiscoveredVia::Registration => "registration",
-            DiscoveredVia::Gossip => "gossip",
+        let by = match (claim.via, claim.registrant) {
+            (DiscoveredVia::Registration, Some(registrant)) => log::peer(registrant).to_string(),
+            _ => "gossip".to_owned(),
         };
         match outcome {
-            Ok(true) => info!(via, "Server listed: {host}:{port}"),
-            Ok(false) => debug!(via, "server confirmed: {host}:{port}"),
-            Err(reason) => info!(via, "Server not listed: {host}:{port}: {reason}"),
+            Ok(true) => info!(by, "Server listed: {host}:{port}"),
+            Ok(false) => debug!(by, "server confirmed: {host}:{port}"),
+            Err(reason) => info!(by, "Server not listed: {host}:{port}: {reason}"),
         }
     }
 }

@@ -238,11 +238,13 @@ const ROUTES: &[Route] = &[
     Route { path: "/servers.json", head: true, answer: |site, _| Box::pin(site.list_servers()) },
 ];
 
+type Answer<'a> = Pin<Box<dyn Future<Output = Response<String>> + 'a>>;
+
 struct Route {
     path: &'static str,
     /// Whether HEAD is answered too.
     head: bool,
-    answer: for<'a> fn(&'a Site, Visit<'a>) -> Pin<Box<dyn Future<Output = Response<String>> + 'a>>,
+    answer: for<'a> fn(&'a Site, Visit<'a>) -> Answer<'a>,
 }
 
 /// A request, who sent it, and where to leave the connection if it becomes a session.

@@ -236,6 +236,23 @@ fn eight_are_verified_at_once_and_one_registrant_cannot_fill_the_queue() {
 }
 
 #[test]
+fn one_machine_is_listed_so_many_times_and_no_more() {
+    let server = Server::start(settings());
+    let machine = || Target::new(greeted(|stream, challenge| stream.write_all(&response(challenge))));
+    let targets: Vec<_> = (0..33).map(|_| machine()).collect();
+    let mut clients = [client_from(&server, elsewhere(2)), client_from(&server, elsewhere(3))];
+    for (place, target) in targets.iter().enumerate() {
+        assert_eq!(register(&mut clients[place % 2], registration(target.address)), IN_PROGRESS);
+        if place < 32 {
+            wait("the entry", || is_listed(&mut clients[0], target.address).then_some(()));
+        }
+    }
+    let last = targets[32].address;
+    wait_for_line(&server, &format!("Server not listed: {last}: too many servers are listed at its address"));
+    assert_eq!((listed(&mut clients[0]).len(), targets[32].connections()), (32, 0));
+}
+
+#[test]
 fn a_listed_server_keeps_its_description_when_a_stranger_registers_it() {
     let mut server = Server::start(settings());
     let target = Target::new(greeted(|stream, challenge| stream.write_all(&response(challenge))));
