@@ -352,11 +352,9 @@ impl AdminCommand {
                 shadow: *shadow,
                 seconds: duration.map(|span| span.0),
             },
-            Self::Ban(AdminBan::Ip { address, terms: Terms { duration, reason } }) => Order::BanIp {
-                address: address.clone(),
-                reason: reason.clone(),
-                seconds: duration.map(|span| span.0),
-            },
+            Self::Ban(AdminBan::Ip { address, terms: Terms { duration, reason } }) => {
+                Order::BanIp { address: address.clone(), reason: reason.clone(), seconds: duration.map(|span| span.0) }
+            }
             Self::Unban(AdminUnban::User { nickname }) => Order::UnbanUser { nickname: nickname.clone() },
             Self::Unban(AdminUnban::Ip { address }) => Order::UnbanIp { address: address.clone() },
             Self::DeleteUser { nickname } => Order::DeleteUser { nickname: nickname.clone() },
@@ -374,9 +372,7 @@ impl AdminCommand {
             Self::Channel(AdminChannel::Delete { name, reason }) => {
                 Order::DeleteChannel { name: name.clone(), reason: reason.clone() }
             }
-            Self::Disconnect { session, reason } => {
-                Order::Disconnect { session: *session, reason: reason.clone() }
-            }
+            Self::Disconnect { session, reason } => Order::Disconnect { session: *session, reason: reason.clone() },
         })
     }
 }

@@ -1,16 +1,16 @@
 //! `scd`: command line -> subcommand -> exit code. Wrong usage and wrong configuration end with 2, a failed start with
 //! 1; `check-config` answers a wrong configuration with 1, because that is its finding.
 
-use std::io::{self, Write};
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use superchat::cli::{self, AdminCommand, Command, DatabaseFlags, FrameCommand, Input, Stop};
 use superchat::config::{self, Environment, Flags, Loaded};
-use superchat::wire::json::{JsonError, decode_line, encode_line};
-use superchat::operator::{Order, Reply};
 use superchat::operator::client as admin;
+use superchat::operator::{Order, Reply};
+use superchat::wire::json::{JsonError, decode_line, encode_line};
 use superchat::{argon2id, backup, client, doctor, manual, server, supervise, support};
 
 /// Unused memory goes back to the system within a second, by a thread of the allocator's own. On average every 512 KiB one

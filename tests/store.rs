@@ -22,8 +22,8 @@ use superchat::store::sqlite::{
     Clock, Fault, Observe, Parts, ProbeError, Retention, SqliteStore, StopTimeout, load_channels,
 };
 use superchat::store::{
-    Account, Actor, Answer, Audience, Author, Ban, Batch, Busy, Channel, ChannelType, Command, Deliver, Event, FLAG_ADMIN,
-    Message, Name, Outcome, Query, Refusal, Store, Submission, Ticket, Viewer,
+    Account, Actor, Answer, Audience, Author, Ban, Batch, Busy, Channel, ChannelType, Command, Deliver, Event,
+    FLAG_ADMIN, Message, Name, Outcome, Query, Refusal, Store, Submission, Ticket, Viewer,
 };
 
 /// Where the clock of every test begins: 2026-01-01, in milliseconds.

@@ -75,10 +75,7 @@ pub fn checked_reason(text: &[u8]) -> Result<Name, &'static str> {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn checked_nickname(
-    user: Option<UserId>,
-    nickname: Option<&[u8]>,
-) -> Result<(Subject, String), &'static str> {
+pub fn checked_nickname(user: Option<UserId>, nickname: Option<&[u8]>) -> Result<(Subject, String), &'static str> {
     let nickname = nickname.filter(|nickname| !nickname.is_empty());
     let shown = match (nickname, user) {
         (Some(nickname), _) if nickname.len() > BAN_NICKNAME_BYTES_MAX => return Err("Nickname is too long"),

@@ -3,12 +3,12 @@
 use tracing::{debug, info, warn};
 
 use crate::clock;
+use crate::limits::BAN_REASON_BYTES_MAX;
 use crate::metrics::{AuthMethod, AuthResult, RateLimit};
 use crate::passwords::{HashJob, HashOutcome};
 use crate::shard::roster::Repeat;
 use crate::shard::session::{SessionKey, SignedIn};
 use crate::shard::{KeyLogin, Shard};
-use crate::limits::BAN_REASON_BYTES_MAX;
 use crate::store::{Account, Answer, Ban, Command, Event, FLAG_ADMIN, Name, Query, Refusal};
 use crate::text;
 use crate::wire::codec::Tail;

@@ -385,7 +385,8 @@ impl At<'_> {
             let user = session.user.map_or(Value::Null, |user| user.0.into());
             let channel = session.joined.map_or(Value::Null, |channel| channel.0.into());
             let address = session.address.to_string().into();
-            let (id, roles, idle) = (session.session.0.into(), roles(session.flags).into(), session.idle_seconds.into());
+            let (id, roles, idle) =
+                (session.session.0.into(), roles(session.flags).into(), session.idle_seconds.into());
             vec![id, nickname, user, roles, address, channel, idle]
         });
         Ok(table(&["session", "nickname", "user_id", "roles", "address", "channel_id", "idle_seconds"], rows))
@@ -423,7 +424,10 @@ impl At<'_> {
     async fn reset_password(&self, nickname: &str, secret: String) -> Outcome {
         let account = self.account(nickname).await?;
         if *account.nickname != *nickname.as_bytes() {
-            return Err(format!("the account is called {} now: a password is bound to that name", shown(&account.nickname)));
+            return Err(format!(
+                "the account is called {} now: a password is bound to that name",
+                shown(&account.nickname)
+            ));
         }
         if !crate::handlers::auth::is_secret(secret.as_bytes()) {
             return Err("that is no hash of a password".to_owned());
@@ -437,7 +441,8 @@ impl At<'_> {
     async fn ban(&self, act: Act, whom: &str) -> Outcome {
         match self.administer(act).await? {
             Event::Banned(ban) => {
-                let until = ban.until.map_or_else(|| "for ever".to_owned(), |until| format!("until {}", clock::rfc3339(until)));
+                let until =
+                    ban.until.map_or_else(|| "for ever".to_owned(), |until| format!("until {}", clock::rfc3339(until)));
                 let kind = if ban.shadow { "shadow-banned" } else { "banned" };
                 self.done(format!("{whom} is {kind} {until} (ban {})", ban.id))
             }
@@ -487,7 +492,9 @@ impl At<'_> {
             }
         };
         match self.administer(Act::CreateChannel(channel)).await? {
-            Event::ChannelCreated(channel) => self.done(format!("channel {} is made (id {})", shown(&channel.name), channel.id)),
+            Event::ChannelCreated(channel) => {
+                self.done(format!("channel {} is made (id {})", shown(&channel.name), channel.id))
+            }
             _ => Err("internal error".to_owned()),
         }
     }

@@ -4,6 +4,7 @@
 //! health the numbers that no part pushes; `signals` is what the main thread does while all others work; `reload` is what
 //! SIGHUP changes.
 
+mod admin_password;
 mod gauges;
 mod reload;
 mod settings;
@@ -34,8 +35,8 @@ use crate::metrics::Metrics;
 use crate::net::door::{Door, Doorman};
 use crate::net::ssh_login::HostKeyError;
 use crate::net::{Gate, backlog, tcp};
-use crate::operator::server::{OperatorParts, OperatorServer};
 use crate::operator;
+use crate::operator::server::{OperatorParts, OperatorServer};
 use crate::passwords::{DeliverHash, Passwords, Pool};
 use crate::profile::waits;
 use crate::shard::settings::InForce;
@@ -246,6 +247,7 @@ fn run(
     let inside = Inside { door: Arc::new(door), store: store_of_all, desk, settings, in_force: &in_force, fatal };
     let mut ways_in = WaysIn::start(listeners, &inside)?;
     drop(inside);
+    admin_password::reset(settings, &operator_parts.0, &operator_parts.1);
     let operator = start_operator(settings, environment, operator_parts);
     health.set_listening(true);
     info!("Server started on port {port}");

@@ -92,8 +92,7 @@ impl Clients {
 
     /// Whether a message for this audience is for the session too.
     pub(super) fn hears(&self, key: SessionKey, audience: Audience) -> bool {
-        audience == Audience::Everybody
-            || self.get(key).is_some_and(|session| audience.includes(session.viewer()))
+        audience == Audience::Everybody || self.get(key).is_some_and(|session| audience.includes(session.viewer()))
     }
 
     /// Starts a walk over audiences that may overlap.

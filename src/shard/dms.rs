@@ -147,7 +147,9 @@ impl Shard {
             }
             Event::DmDeclined { invite } => self.tell_side(&invite.initiator, asker, declined(invite)),
             Event::DmLeft(left) => self.tell_left(left),
-            Event::VisitorForgotten { left } | Event::UserDeleted { left, .. } => left.iter().for_each(|left| self.tell_left(left)),
+            Event::VisitorForgotten { left } | Event::UserDeleted { left, .. } => {
+                left.iter().for_each(|left| self.tell_left(left))
+            }
             Event::KeyProvided { opened, others, is_changed, .. } => {
                 for dm in opened {
                     self.admit_to(dm);

@@ -11,8 +11,8 @@ use std::sync::{Arc, Condvar, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, mpsc};
 
-use super::{ChatSettings, SessionSummary};
 use super::roster::PeerChange;
+use super::{ChatSettings, SessionSummary};
 use crate::clock;
 use crate::ids::{SessionId, UserId};
 use crate::limits::SHARD_BACKLOG_MAX;

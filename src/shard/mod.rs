@@ -31,6 +31,7 @@ use std::sync::Arc;
 use slab::Slab;
 use tracing::debug;
 
+pub use bans::SessionSummary;
 pub use channels::{Channels, NoPlace, Place};
 pub use clients::Clients;
 use clients::{Held, key_of};
@@ -38,7 +39,6 @@ use drain::Drain;
 pub use event::{Accepted, Bus, KeyLogin, ShardEvent};
 use input::OUTBOX_PAUSE_BYTES;
 use outbox::{Encoder, Flushed, Outbox};
-pub use bans::SessionSummary;
 pub use publish::{created, subchannel_created_text};
 pub use rate::Rates;
 use request::Request;

@@ -39,12 +39,22 @@ pub enum Act {
     /// DELETE_USER.
     DeleteUser(UserId),
     /// DELETE_CHANNEL, with its subchannels.
-    DeleteChannel { channel: ChannelId, reason: Name },
+    DeleteChannel {
+        channel: ChannelId,
+        reason: Name,
+    },
     CreateChannel(NewChannel),
     /// Gives or takes a right, beside those that the configuration gives.
-    SetRole { user: UserId, role: Role, is_granted: bool },
+    SetRole {
+        user: UserId,
+        role: Role,
+        is_granted: bool,
+    },
     /// Of an account whose owner cannot sign in any more; as `password_hash` of the account.
-    ResetPassword { user: UserId, password_hash: Box<str> },
+    ResetPassword {
+        user: UserId,
+        password_hash: Box<str>,
+    },
     /// Ends a session.
     Kick(Kick),
 }

@@ -127,7 +127,10 @@ pub enum Author {
 pub enum Audience {
     Everybody,
     /// Written under a shadow ban: whoever wrote it, and admins.
-    Hidden { user: Option<UserId>, session: Option<SessionId> },
+    Hidden {
+        user: Option<UserId>,
+        session: Option<SessionId>,
+    },
 }
 
 impl Audience {

@@ -9,9 +9,7 @@ mod users;
 use serde_json::Value;
 use superchat::ids::{BanId, ChannelId, UserId};
 use superchat::wire::ClientMessage;
-use superchat::wire::client::{
-    BanIp, BanUser, DeleteChannel, DeleteUser, ListBans, UnbanIp, UnbanUser,
-};
+use superchat::wire::client::{BanIp, BanUser, DeleteChannel, DeleteUser, ListBans, UnbanIp, UnbanUser};
 
 use crate::steps::*;
 use crate::support::{Client, Server};

@@ -13,8 +13,8 @@ use superchat::limits::THREAD_DEPTH_MAX;
 use superchat::store::command::NewChannel;
 use superchat::store::query::{Cursor, UnreadTarget};
 use superchat::store::{
-    Account, Act, Actor, Administer, Answer, Audience, Author, Ban, Busy, Channel, Command, Event, Message, Name, Query, Refusal, Store, Subject,
-    Submission, Ticket, Viewer, ban,
+    Account, Act, Actor, Administer, Answer, Audience, Author, Ban, Busy, Channel, Command, Event, Message, Name,
+    Query, Refusal, Store, Subject, Submission, Ticket, Viewer, ban,
 };
 
 use crate::dms::Dms;
@@ -252,6 +252,17 @@ impl Memory {
     fn hiding_sessions(&self, stored: &Stored) -> Vec<SessionId> {
         let is_active = |ban| self.bans.get(ban).is_some_and(|ban| ban.is_active(self.now));
         stored.hidden.iter().filter(|(ban, _)| is_active(ban)).map(|(_, session)| *session).collect()
+    }
+
+    /// Bans under which a message was written.
+    pub fn hidden_by(&self, id: MessageId) -> Vec<BanId> {
+        self.messages.get(&id).map(|stored| stored.hidden.keys().copied().collect()).unwrap_or_default()
+    }
+
+    /// Whether somebody is kept out now.
+    pub fn refuses(&self, user: Option<UserId>, nickname: &Name) -> bool {
+        let account = user.and_then(|user| self.accounts.get(&user));
+        self.refusing(account, Some(nickname)).is_some_and(|ban| !ban.shadow)
     }
 
     fn audience(&self, id: MessageId) -> Audience {
@@ -556,7 +567,8 @@ impl Memory {
 
     /// A deleted message stays listed while something below it lives.
     fn is_listed(&self, viewer: Viewer, id: MessageId) -> bool {
-        self.seen(viewer, id).is_some_and(Stored::is_live) || self.seen(viewer, id).is_some() && self.live_below(viewer, id) > 0
+        self.seen(viewer, id).is_some_and(Stored::is_live)
+            || self.seen(viewer, id).is_some() && self.live_below(viewer, id) > 0
     }
 
     fn live_below(&self, viewer: Viewer, id: MessageId) -> u32 {

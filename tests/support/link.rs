@@ -102,6 +102,11 @@ impl Link {
         Ok(Self::over(Carrier::Tcp(stream)))
     }
 
+    /// Over a stream that is connected already.
+    pub fn of(stream: TcpStream) -> Self {
+        Self::over(Carrier::Tcp(stream))
+    }
+
     /// From an address of our choice, which must be one of this machine's.
     ///
     /// # Errors
@@ -129,8 +134,8 @@ impl Link {
     }
 
     fn upgrade(stream: TcpStream, address: SocketAddr) -> io::Result<Self> {
-        let (socket, _) =
-            tungstenite::client(format!("ws://{address}/ws"), stream).map_err(|error| io::Error::other(error.to_string()))?;
+        let (socket, _) = tungstenite::client(format!("ws://{address}/ws"), stream)
+            .map_err(|error| io::Error::other(error.to_string()))?;
         Ok(Self::over(Carrier::Web(Box::new(socket))))
     }
 

@@ -147,12 +147,7 @@ fn delete_user(scope: &mut Scope<'_>, by: &Admin, user: UserId) -> Result<Event,
 }
 
 /// Direct messages are not for admins to delete.
-fn delete_channel(
-    scope: &mut Scope<'_>,
-    by: &Admin,
-    channel: ChannelId,
-    reason: &Name,
-) -> Result<Event, Failure> {
+fn delete_channel(scope: &mut Scope<'_>, by: &Admin, channel: ChannelId, reason: &Name) -> Result<Event, Failure> {
     let sql = "SELECT name FROM Channel WHERE id = ?1 AND is_dm = 0";
     let name = row::first(scope.conn, sql, [channel.as_sql()], |row| row::name(row, 0))?;
     let name = name.ok_or(Refusal::ChannelNotFound)?;
@@ -172,13 +167,7 @@ fn delete_channel(
     Ok(Event::ChannelRemoved { channel, name, subchannels })
 }
 
-fn set_role(
-    scope: &mut Scope<'_>,
-    by: &Admin,
-    user: UserId,
-    role: Role,
-    is_granted: bool,
-) -> Result<Event, Failure> {
+fn set_role(scope: &mut Scope<'_>, by: &Admin, user: UserId, role: Role, is_granted: bool) -> Result<Event, Failure> {
     let nickname = nickname_of(scope.conn, user)?;
     let (flag, name) = match role {
         Role::Admin => (FLAG_ADMIN, "admin"),

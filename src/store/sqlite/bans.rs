@@ -48,12 +48,7 @@ pub(super) fn load(conn: &Connection) -> rusqlite::Result<Table> {
     Ok(bans.into_iter().map(|ban| (ban.id, Arc::new(ban))).collect())
 }
 
-pub(super) fn list(
-    conn: &Connection,
-    include_expired: bool,
-    limit: u32,
-    now: i64,
-) -> rusqlite::Result<Vec<Ban>> {
+pub(super) fn list(conn: &Connection, include_expired: bool, limit: u32, now: i64) -> rusqlite::Result<Vec<Ban>> {
     let sql = bans!("WHERE ?1 OR banned_until IS NULL OR banned_until >= ?2 ORDER BY id DESC LIMIT ?3");
     row::all(conn, sql, params![include_expired, now, limit], ban)
 }

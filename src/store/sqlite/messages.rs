@@ -3,12 +3,12 @@
 use bytes::Bytes;
 use rusqlite::{Connection, Row, params};
 
+use super::admin;
 use super::dm_rows;
 use super::row::{self, FOREIGN_KEY, Failure, Text};
 use super::shadow::{self, Eyes, visible};
 use super::thread::{self, Bone, Placed};
 use super::writer::{Scope, all_or_none};
-use super::admin;
 use crate::ids::{ChannelId, MessageId, UserId};
 use crate::limits::THREAD_DEPTH_MAX;
 use crate::store::query::Cursor;
@@ -105,12 +105,7 @@ fn live_author(actor: &Actor) -> Author {
 
 /// The root of the thread that a reply to `parent` belongs to. Step by step instead of by recursion inside SQLite: most
 /// threads are shallow, and setting up the recursion alone costs more than the whole insert.
-fn root_for_reply(
-    conn: &Connection,
-    eyes: Eyes,
-    channel: ChannelId,
-    parent: MessageId,
-) -> Result<MessageId, Failure> {
+fn root_for_reply(conn: &Connection, eyes: Eyes, channel: ChannelId, parent: MessageId) -> Result<MessageId, Failure> {
     let above = ancestor(conn, parent)?.ok_or(Refusal::MessageNotFound)?;
     if above.channel != channel || shadow::hides(conn, eyes, parent)? {
         return Err(Refusal::MessageNotFound.into());

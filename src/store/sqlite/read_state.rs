@@ -92,12 +92,7 @@ const UNREAD_IN_THREAD: &str = concat!(
     " LIMIT ?4)"
 );
 
-fn unread_in_channel(
-    conn: &Connection,
-    eyes: Eyes,
-    channel: ChannelId,
-    since: i64,
-) -> rusqlite::Result<u32> {
+fn unread_in_channel(conn: &Connection, eyes: Eyes, channel: ChannelId, since: i64) -> rusqlite::Result<u32> {
     let nothing = None::<i64>;
     let params = params![channel.as_sql(), since, eyes.user, UNREAD_COUNT_MAX, nothing, eyes.session, eyes.now];
     row::first(conn, UNREAD_IN_CHANNEL, params, as_count).map(Option::unwrap_or_default)

@@ -115,9 +115,7 @@ fn read(view: View<'_>, query: &Query, now: i64) -> rusqlite::Result<Answer> {
             let thread = || messages::thread(conn, eyes, repaired, *channel, *parent, *cursor, *limit);
             view.messages(*viewer, *channel, thread)
         }
-        Query::ThreadOf { viewer, message } => {
-            messages::thread_of(conn, eyes(*viewer), *message).map(Answer::ThreadOf)
-        }
+        Query::ThreadOf { viewer, message } => messages::thread_of(conn, eyes(*viewer), *message).map(Answer::ThreadOf),
         Query::Account { nickname } => users::by_nickname(conn, nickname, now),
         Query::AccountById { user } => users::by_id(conn, *user, now),
         Query::AccountByKey { fingerprint } => keys::owner(conn, fingerprint, now),

@@ -53,9 +53,8 @@ pub(super) use visible;
 /// Whether the message must look as if it were not there.
 pub(super) fn hides(conn: &Connection, eyes: Eyes, message: MessageId) -> rusqlite::Result<bool> {
     let sql = concat!("SELECT ", visible!("?1", "?2", "?3", "?4"));
-    let visible = row::first(conn, sql, params![message.as_sql(), eyes.user, eyes.session, eyes.now], |row| {
-        row::number(row, 0)
-    })?;
+    let visible =
+        row::first(conn, sql, params![message.as_sql(), eyes.user, eyes.session, eyes.now], |row| row::number(row, 0))?;
     Ok(visible == Some(0))
 }
 
@@ -80,12 +79,7 @@ pub(super) fn on(scope: &Scope<'_>, actor: &Actor) -> rusqlite::Result<Vec<BanId
 }
 
 /// Hides a message of the actor's; to whom it is told.
-pub(super) fn hide(
-    scope: &Scope<'_>,
-    message: MessageId,
-    actor: &Actor,
-    bans: &[BanId],
-) -> Result<Audience, Failure> {
+pub(super) fn hide(scope: &Scope<'_>, message: MessageId, actor: &Actor, bans: &[BanId]) -> Result<Audience, Failure> {
     for ban in bans {
         row::execute(
             scope.conn,

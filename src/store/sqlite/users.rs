@@ -5,9 +5,9 @@
 
 use rusqlite::{Connection, Row, params};
 
-use super::{admin, bans};
 use super::row::{self, Failure, Text};
 use super::writer::Scope;
+use super::{admin, bans};
 use crate::ids::UserId;
 use crate::store::{Account, Answer, Event, Name, Refusal};
 

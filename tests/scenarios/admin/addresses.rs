@@ -113,7 +113,8 @@ fn a_ban_of_an_address_ends_by_the_clock_and_counts_after_a_restart() {
 #[test]
 fn a_banned_address_is_refused_by_every_way_in() {
     let [http, ssh] = [(); 2].map(|()| free_port());
-    let server = Server::start(settings().admins(&["boss"]).set("server", "http_port", http).set("server", "ssh_port", ssh));
+    let server =
+        Server::start(settings().admins(&["boss"]).set("server", "http_port", http).set("server", "ssh_port", ssh));
     let mut boss = boss(&server);
     let at = |port| (Ipv4Addr::LOCALHOST, port).into();
     let mut before = Client::over(Link::connect_web_from(NEAR, at(http)).unwrap());

@@ -166,7 +166,8 @@ fn a_deleted_channel_goes_with_its_subchannels_and_everybodys_marks_of_it() {
         };
         check_failed(&mut ann, "LEAVE_RESPONSE", [(leave.into(), "Not currently joined to any channel")]);
     }
-    let channels = items(&ann.ask(ListChannels { from_channel_id: ChannelId(0), limit: 0 }, "CHANNEL_LIST"), "channels");
+    let channels =
+        items(&ann.ask(ListChannels { from_channel_id: ChannelId(0), limit: 0 }, "CHANNEL_LIST"), "channels");
     assert!(channels.iter().all(|channel| channel["name"] != "room"));
     let ids: Vec<_> = column(&mut ann, roots(GENERAL), "message_id").iter().map(number).map(MessageId).collect();
     assert_eq!(ids, [kept]);

@@ -1,9 +1,7 @@
 //! Shadow bans: what is written under one reaches its author and admins only, and shows once it is lifted.
 
 use superchat::ids::MessageId;
-use superchat::wire::client::{
-    DeleteMessage, EditMessage, GetUnreadCounts, Logout, SetNickname, SubscribeThread,
-};
+use superchat::wire::client::{DeleteMessage, EditMessage, GetUnreadCounts, Logout, SetNickname, SubscribeThread};
 use superchat::wire::codec::{Bounded, List};
 use superchat::wire::records::UnreadTarget;
 
