@@ -4,6 +4,7 @@
 //! health the numbers that no part pushes; `signals` is what the main thread does while all others work; `reload` is what
 //! SIGHUP changes.
 
+mod admin_password;
 mod directory;
 mod gauges;
 mod reload;
@@ -253,6 +254,7 @@ fn run(
     let inside = Inside { door: Arc::new(door), store: store_of_all, desk, settings, in_force: &in_force, fatal };
     let mut ways_in = WaysIn::start(listeners, &inside)?;
     drop(inside);
+    admin_password::reset(settings, &operator_parts.0, &operator_parts.1);
     let operator = start_operator(settings, environment, operator_parts);
     health.set_listening(true);
     info!("Server started on port {port}");

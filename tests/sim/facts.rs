@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use superchat::ids::{ChannelId, InviteId, MessageId, SessionId};
+use superchat::ids::{BanId, ChannelId, InviteId, MessageId, SessionId, UserId};
 use superchat::store::{Channel, Command, DmLeft, Event, Name, Participant, Refusal, Viewer};
 
 use crate::request::Place;
@@ -19,6 +19,9 @@ pub struct Fact {
     /// Outcomes that were committed before it.
     pub position: usize,
     pub is_deleted: bool,
+    pub author_user: Option<UserId>,
+    /// Shadow bans under which it was written, now or once.
+    pub hidden_by: Vec<BanId>,
 }
 
 /// Something that a run came by.
@@ -48,6 +51,9 @@ pub enum Milestone {
     DmRefused,
     /// A session lost its marks of a conversation because it is no longer in it, or no longer who it was.
     DmLost,
+    /// Somebody heard of a message that was hidden from others, and a listener did not.
+    HiddenHeard,
+    HiddenMissed,
 }
 
 /// How long somebody was in a conversation.
@@ -86,6 +92,10 @@ pub struct Facts {
     pub deleters: BTreeMap<MessageId, SessionId>,
     pub creators: BTreeMap<ChannelId, SessionId>,
     pub accounts: BTreeSet<Name>,
+    /// Shadow bans without an end that were never lifted.
+    pub lasting: BTreeSet<BanId>,
+    /// Somebody was banned in the open at least once.
+    pub has_banned: bool,
     /// The storage failed at least once; a queue was full at least once.
     pub has_failed: bool,
     pub was_full: bool,
@@ -162,8 +172,20 @@ impl Facts {
         self.messages.get(&message).is_some_and(|fact| self.is_steady(fact.channel))
     }
 
+    /// Whether it ever was hidden from somebody.
+    pub fn was_hidden(&self, message: MessageId) -> bool {
+        self.messages.get(&message).is_some_and(|fact| !fact.hidden_by.is_empty())
+    }
+
     pub fn has_account(&self, name: &str) -> bool {
         self.accounts.contains(name.as_bytes())
+    }
+
+    /// The message was written under these bans.
+    pub fn hide(&mut self, message: MessageId, bans: Vec<BanId>) {
+        if let Some(fact) = self.messages.get_mut(&message) {
+            fact.hidden_by = bans;
+        }
     }
 
     pub fn reach(&mut self, milestone: Milestone) {
@@ -198,6 +220,8 @@ impl Facts {
                     content: message.content.clone(),
                     position,
                     is_deleted: false,
+                    author_user: author.user,
+                    hidden_by: Vec::new(),
                 };
                 self.messages.insert(message.id, fact);
             }
@@ -222,6 +246,13 @@ impl Facts {
             (Event::Registered { nickname, .. } | Event::Renamed { nickname, .. }, _) => {
                 self.accounts.insert(nickname.clone());
             }
+            (Event::Banned(ban), _) => {
+                self.has_banned |= !ban.shadow;
+                if ban.shadow && ban.until.is_none() {
+                    self.lasting.insert(ban.id);
+                }
+            }
+            (Event::Unbanned { bans }, _) => self.lasting.retain(|ban| !bans.contains(ban)),
             (Event::DmOpened { dm, .. }, _) => self.came(&dm.channel, position),
             (Event::KeyProvided { opened, .. }, _) => opened.iter().for_each(|dm| self.came(&dm.channel, position)),
             (Event::DmInvited { invite, .. }, _) => drop(self.invites.insert(invite.id)),

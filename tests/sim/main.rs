@@ -96,6 +96,9 @@ const MILESTONES: &[Milestone] = &[
     Milestone::Refused(ErrorCode::InvalidInput as u16),
     Milestone::Refused(ErrorCode::Database as u16),
     Milestone::Refused(ErrorCode::Unavailable as u16),
+    Milestone::HiddenHeard,
+    Milestone::HiddenMissed,
+    Milestone::Ended("banned"),
     Milestone::Ended("client"),
     Milestone::Ended("idle"),
     Milestone::Ended("slow_consumer"),
@@ -224,6 +227,8 @@ noticed! {
     a_delayed_reader_is_noticed DelayedReaders
     a_leaked_channel_is_noticed LeakedChannels
     a_leaked_conversation_is_noticed LeakedDms
+    a_leaked_shadow_is_noticed LeakedShadows
+    a_list_of_what_is_hidden_is_noticed SeeThrough
     closing_a_healthy_reader_is_noticed HastyClosing
     sparing_a_slow_reader_is_noticed EndlessPatience
 }

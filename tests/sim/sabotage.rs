@@ -45,6 +45,10 @@ sabotages! {
     LeakedChannels 5 => NoGap | NoLeak;
     /// A session hears a conversation that it takes no part in.
     LeakedDms 5 => NoGap | NoLeak;
+    /// What is hidden is delivered to everybody.
+    LeakedShadows 50 => NoLeak | Order | Reply;
+    /// A list shows what is hidden.
+    SeeThrough 50 => NoLeak;
     /// A reader that keeps up is closed as a slow one.
     HastyClosing 2 => SlowReader;
     /// A reader that does not keep up is never closed.

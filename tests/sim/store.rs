@@ -254,6 +254,17 @@ impl Memory {
         stored.hidden.iter().filter(|(ban, _)| is_active(ban)).map(|(_, session)| *session).collect()
     }
 
+    /// Bans under which a message was written.
+    pub fn hidden_by(&self, id: MessageId) -> Vec<BanId> {
+        self.messages.get(&id).map(|stored| stored.hidden.keys().copied().collect()).unwrap_or_default()
+    }
+
+    /// Whether somebody is kept out now.
+    pub fn refuses(&self, user: Option<UserId>, nickname: &Name) -> bool {
+        let account = user.and_then(|user| self.accounts.get(&user));
+        self.refusing(account, Some(nickname)).is_some_and(|ban| !ban.shadow)
+    }
+
     fn audience(&self, id: MessageId) -> Audience {
         let stored = &self.messages[&id];
         match self.hiding_sessions(stored).first() {

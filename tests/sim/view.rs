@@ -320,6 +320,8 @@ impl View {
             *facts.reached.entry(Milestone::DmHeard).or_default() += 1;
         }
         let next = self.owed.pop_front();
+        let is_leaked = self.must_not_see(fact, facts);
+        ensure!(!is_leaked, Rule::NoLeak, "{} hears of the hidden {id}", self.session);
         ensure!(next == Some(Owed::New(id)), Rule::Order, "{} hears of {id}, was owed {next:?}", self.session);
         let place = facts.resolve(new.channel_id, new.subchannel_id);
         let told = (place, new.parent_id, new.content);
@@ -508,10 +510,10 @@ impl View {
             (
                 Request::Follow { message } | Request::Edit { message, .. } | Request::Delete { message },
                 4001..=4003,
-            ) => !facts.is_steady_message(*message),
+            ) => !facts.is_steady_message(*message) || facts.was_hidden(*message),
             (Request::Post { parent: Some(parent), place, .. }, 4002) => {
                 let elsewhere = facts.messages.get(parent).is_none_or(|fact| fact.channel != place.id);
-                elsewhere || unsteady(place.id)
+                elsewhere || unsteady(place.id) || facts.was_hidden(*parent)
             }
             // The chat channel takes no replies.
             (Request::Post { parent: Some(_), place, .. }, 6000) => {
@@ -538,10 +540,10 @@ impl View {
         let fits = match (request, message) {
             (Request::Ping { token }, ServerMessage::Pong(pong)) => pong.client_timestamp == *token,
             (Request::SetNickname { name }, ServerMessage::NicknameResponse(response)) => {
-                self.named(name, response.success)
+                self.named(name, response.success) || facts.has_banned
             }
             (Request::SignIn { must_work, .. }, ServerMessage::AuthResponse(response)) => {
-                self.signed_in(response, *must_work)
+                self.signed_in(response, *must_work) || facts.has_banned
             }
             (Request::Register, ServerMessage::RegisterResponse(response)) => {
                 self.user = response.outcome.as_ref().map_or(self.user, |registered| Some(registered.user_id));
@@ -684,6 +686,13 @@ impl View {
         }
     }
 
+    /// Hidden as long as it is there, from everybody but its author and who may be an admin.
+    fn must_not_see(&self, fact: &Fact, facts: &Facts) -> bool {
+        let is_hidden = fact.hidden_by.iter().any(|ban| facts.lasting.contains(ban));
+        let is_author = fact.author == self.session || (self.user.is_some() && fact.author_user == self.user);
+        is_hidden && !is_author && self.user != Some(crate::world::ADMIN)
+    }
+
     /// What was listed after SUBSCRIBE_OK and what was delivered since make up the whole.
     fn list_messages(
         &self,
@@ -712,6 +721,8 @@ impl View {
             true => facts.is_in_throughout(place, self.viewer(), heard.since, facts.committed),
             false => facts.is_steady(place),
         };
+        let leaked = listed.iter().find(|id| facts.messages.get(id).is_some_and(|fact| self.must_not_see(fact, facts)));
+        ensure!(leaked.is_none(), Rule::NoLeak, "{} is listed the hidden {leaked:?}", self.session);
         let Some(heard) = self.topics.get(&topic).filter(is_steady) else { return Ok(()) };
         if !listed.is_empty() && !heard.delivered.is_empty() {
             facts.reach(Milestone::ListMetDeliveries);
@@ -726,7 +737,12 @@ impl View {
         let newest = listed.iter().chain(&heard.delivered).max().copied().unwrap_or_default();
         let missing = facts.messages.iter().find(|(id, fact)| {
             let is_due = **id > oldest && (fact.position < heard.since || **id <= newest);
-            is_due && is_of_topic(id, fact) && !fact.is_deleted && !listed.contains(id) && !heard.delivered.contains(id)
+            is_due
+                && fact.hidden_by.is_empty()
+                && is_of_topic(id, fact)
+                && !fact.is_deleted
+                && !listed.contains(id)
+                && !heard.delivered.contains(id)
         });
         ensure!(missing.is_none(), Rule::NoGap, "{} can never hear of {missing:?} in {topic:?}", self.session);
         Ok(())

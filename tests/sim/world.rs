@@ -10,7 +10,7 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use superchat::ids::{ChannelId, SessionId};
+use superchat::ids::{ChannelId, SessionId, UserId};
 use superchat::limits::POSTS_IN_FLIGHT_MAX;
 use superchat::metrics::{BuildInfo, FanoutTally, Label as _, Metrics, MetricsOptions};
 use superchat::net::{CloseReason, Gate};
@@ -20,7 +20,8 @@ use superchat::shard::session::{Session, SessionKey};
 use superchat::shard::settings::DirectoryEntry;
 use superchat::shard::{Bus, ChatSettings, Departed, Now, Parts, Rates, Shard, ShardEvent};
 use superchat::store::{
-    Answer, Busy, ChannelType, Command, Deliver, Event, Name, Outcome, Refusal, Store, Submission, Ticket,
+    Act, Admin, Administer, Answer, Audience, Busy, ChannelType, Command, Deliver, Event, Message, Name, Outcome,
+    Query, Refusal, Store, Subject, Submission, Ticket, Viewer,
 };
 use superchat::wire::server::ServerConfig;
 use superchat::wire::{ClientMessage, ServerMessage};
@@ -37,6 +38,9 @@ use crate::view::{Owed, Seen};
 
 /// Channels, and as many threads, that a session may subscribe to.
 pub const SUBSCRIPTIONS_MAX: usize = 4;
+
+/// The account whose name is listed as an admin's.
+pub const ADMIN: UserId = UserId(1);
 
 /// The channel that takes no replies.
 pub const CHAT: ChannelId = ChannelId(2);
@@ -157,6 +161,8 @@ enum Action {
     Answer,
     Wait,
     DropChannel,
+    Ban,
+    Unban,
 }
 
 const ACTIONS: &[(usize, Action)] = &[
@@ -175,6 +181,8 @@ const ACTIONS: &[(usize, Action)] = &[
     (110, Action::Answer),
     (60, Action::Wait),
     (1, Action::DropChannel),
+    (2, Action::Ban),
+    (1, Action::Unban),
 ];
 
 /// Verifies at once: passwords are not what is tried here.
@@ -320,6 +328,8 @@ impl World {
             Action::Answer => self.answer(),
             Action::Wait => self.wait(),
             Action::DropChannel => self.drop_channel(),
+            Action::Ban => self.ban(),
+            Action::Unban => self.unban(),
         }
     }
 
@@ -601,6 +611,13 @@ impl World {
         let Host { shard, applied, is_stopping, .. } = &hosts[host];
         for link in links.values_mut().filter(|link| link.host == host) {
             let Some(session) = live(shard, link) else { continue };
+            if let Event::Posted(message) = event
+                && session.channels().contains(&message.channel)
+                && message.audience != Audience::Everybody
+            {
+                let is_for_it = message.audience.includes(session.viewer());
+                facts.reach(if is_for_it { Milestone::HiddenHeard } else { Milestone::HiddenMissed });
+            }
             let owed = owed(session, event, facts);
             let place = owed.as_ref().and(place_of(event)).filter(|place| facts.is_dm(*place));
             let is_foreign = place.is_some_and(|place| !facts.may_be_in(place, session.viewer(), *applied, *applied));
@@ -736,6 +753,11 @@ impl World {
             _ => None,
         };
         let said = link.view.goodbye.as_deref();
+        if reason == CloseReason::Banned {
+            let is_told = said.is_some_and(|said| said.starts_with(b"Account banned "));
+            ensure!(is_told, Rule::Ending, "{session} is banned with {said:?}");
+            return Ok(());
+        }
         ensure!(said == goodbye, Rule::Ending, "{session} ends with {said:?}, not {goodbye:?}");
         Ok(())
     }
@@ -747,6 +769,7 @@ impl World {
             CloseReason::ProtocolError => link.has_raved,
             CloseReason::IoError => link.socket.is_broken,
             CloseReason::Shutdown => self.is_stopping,
+            CloseReason::Banned => self.facts.has_banned,
             CloseReason::Idle => self.plan.idle_timeout_ms.is_some_and(|timeout| silent_ms >= timeout),
             CloseReason::SlowConsumer => link.rest.len() > self.plan.outbox_bytes_max,
             _ => false,
@@ -789,6 +812,20 @@ fn waiting(shard: &mut Shard, key: SessionKey) -> Vec<u8> {
     bytes
 }
 
+/// The same question, asked by somebody from whom nothing is hidden.
+fn as_an_admin(query: Query) -> Query {
+    let admin = |viewer: Viewer| Viewer { is_admin: true, ..viewer };
+    match query {
+        Query::Roots { viewer, channel, cursor, limit } => {
+            Query::Roots { viewer: admin(viewer), channel, cursor, limit }
+        }
+        Query::Thread { viewer, channel, parent, cursor, limit } => {
+            Query::Thread { viewer: admin(viewer), channel, parent, cursor, limit }
+        }
+        other => other,
+    }
+}
+
 /// Where a message is that an event is about.
 fn place_of(event: &Event) -> Option<ChannelId> {
     match event {
@@ -827,7 +864,13 @@ fn owed(session: &Session, event: &Event, facts: &Facts) -> Option<Owed> {
         Event::ChannelDeleted { channel } => (Owed::Dropped { channel: *channel }, true, None),
         _ => return None,
     };
-    (is_audience && asker != Some(&session.id)).then_some(owed)
+    let audience = match event {
+        Event::Posted(message) => message.audience,
+        Event::Edited { audience, .. } | Event::Deleted { audience, .. } => *audience,
+        _ => Audience::Everybody,
+    };
+    let is_included = audience.includes(session.viewer());
+    (is_audience && is_included && asker != Some(&session.id)).then_some(owed)
 }
 
 // The store's threads, the clock, an operator.
@@ -864,7 +907,14 @@ impl World {
         let result = if fails { Err(Refusal::Database) } else { self.memory.apply(&command, self.now.wall) };
         let result = if is_post && self.strikes(Sabotage::KeptRefusals) { Err(Refusal::Database) } else { result };
         self.facts.record(Some(&command), &result);
+        self.note_hidden(&result);
         Outcome { ticket: Some(ticket), result }
+    }
+
+    fn note_hidden(&mut self, result: &Result<Event, Refusal>) {
+        if let Ok(Event::Posted(Message { id, .. }) | Event::Edited { message: id, .. }) = result {
+            self.facts.hide(*id, self.memory.hidden_by(*id));
+        }
     }
 
     fn bad_luck(&mut self, percent: usize) -> bool {
@@ -892,6 +942,8 @@ impl World {
         let Some((ticket, query)) = self.desk.take_read(place) else { return Ok(()) };
         let fails = self.bad_luck(self.plan.failing_percent);
         self.facts.has_failed |= fails;
+        self.memory.now = self.now.wall;
+        let query = if self.strikes(Sabotage::SeeThrough) { as_an_admin(query) } else { query };
         let memory = if self.strikes(Sabotage::StaleAnswers) { &self.stale } else { &self.memory };
         let answer = if fails { Answer::Failed } else { memory.answer(&query) };
         self.answers.push((ticket, answer));
@@ -920,6 +972,35 @@ impl World {
         self.now.mono += milliseconds;
         self.now.mono_micros += milliseconds * 1000;
         self.now.wall += i64::try_from(milliseconds).unwrap();
+    }
+
+    /// An operator hides somebody, or keeps them out for a moment: so few names would soon be all gone.
+    fn ban(&mut self) -> Check {
+        let nickname = Name::from(NAMES[self.random.below(NAMES.len())].as_bytes());
+        let shadow = self.random.percent(75);
+        let ends = !shadow || self.random.percent(30);
+        let seconds = ends.then(|| 1 + self.random.below(2) as u64);
+        let reason = Name::from(&b"by chance"[..]);
+        let subject = Subject::User { user: None, nickname: Some(nickname) };
+        self.administer(Act::Ban { subject, reason, shadow, seconds })
+    }
+
+    fn unban(&mut self) -> Check {
+        let nickname = Name::from(NAMES[self.random.below(NAMES.len())].as_bytes());
+        self.administer(Act::Unban(Subject::User { user: None, nickname: Some(nickname) }))
+    }
+
+    fn administer(&mut self, act: Act) -> Check {
+        if self.undelivered.is_some() {
+            return Ok(());
+        }
+        self.note(|_| format!("operator: {act:?}"));
+        let by = Admin { name: Name::from(&b"operator"[..]), address: None };
+        let command = Command::Administer(Box::new(Administer { by, act }));
+        let result = self.memory.apply(&command, self.now.wall);
+        self.facts.record(Some(&command), &result);
+        self.undelivered = Some(vec![Outcome { ticket: None, result }]);
+        Ok(())
     }
 
     /// An operator removes a channel behind the server's back.
@@ -1002,6 +1083,13 @@ impl World {
                 joined.entry(place).or_insert_with(BTreeMap::new).insert(*id, nickname.clone());
             }
             people.insert(*id, Seen { nickname, user: person.user, flags: person.flags });
+        }
+        self.memory.now = self.now.wall;
+        for link in self.links.values() {
+            let Some(live) = live(&self.hosts[link.host].shard, link) else { continue };
+            let Some(nickname) = &live.nickname else { continue };
+            let is_banned = self.memory.refuses(live.user(), nickname);
+            ensure!(!is_banned, Rule::Ending, "{} is banned and still here", live.id);
         }
         for Host { shard, .. } in &self.hosts {
             let seen = |(id, person): (SessionId, &superchat::shard::Person)| {
@@ -1096,6 +1184,13 @@ impl World {
         let posted = |outcome: &Outcome| matches!(outcome.result, Ok(Event::Posted(_)));
         if outcomes.len() > 1 && self.strikes(Sabotage::SwappedOutcomes) {
             outcomes.reverse();
+        }
+        if self.strikes(Sabotage::LeakedShadows) {
+            for outcome in &mut outcomes {
+                if let Ok(Event::Posted(message)) = &mut outcome.result {
+                    message.audience = Audience::Everybody;
+                }
+            }
         }
         if self.strikes(Sabotage::RepeatedOutcomes)
             && let Some(first) = outcomes.iter().find(|outcome| posted(outcome))
