@@ -3,6 +3,9 @@
 //!
 //! `cargo bench --bench load -- SCENARIO [options]`
 
+#[allow(dead_code, clippy::unwrap_used, reason = "made for tests, which stop at the first surprise and ask for more")]
+#[path = "../tests/support/pprof.rs"]
+mod pprof;
 mod scenarios;
 mod support;
 
@@ -41,7 +44,7 @@ enum Scenario {
     /// Everybody connects and takes a nickname at once: time until every roster is complete.
     Storm(storm::Options),
     /// What profiles cost: those that nobody reads, and CPU samples while they are taken.
-    Profiles(fanout::Options),
+    Profiles(profiles::Options),
     /// SIGKILL under load: every acknowledged message is there after the restart.
     Crash(crash::Options),
 }

@@ -62,6 +62,127 @@ mod report {
     }
 }
 
+mod paired {
+    use std::cell::Cell;
+    use std::time::Duration;
+
+    use rand::rngs::StdRng;
+    use rand::{RngExt as _, SeedableRng as _};
+
+    use crate::support::paired::{Estimate, Slice, costs, estimate};
+
+    /// The interval of 1 to `count`.
+    fn interval(count: u32) -> (f64, f64) {
+        let Estimate { low, high, .. } = estimate(&(1..=count).rev().map(f64::from).collect::<Vec<_>>());
+        (low, high)
+    }
+
+    #[test]
+    fn intervals_are_those_of_the_tables_of_the_sign_test() {
+        for (count, expected) in
+            [(1, (1.0, 1.0)), (5, (1.0, 5.0)), (6, (1.0, 6.0)), (9, (2.0, 8.0)), (20, (6.0, 15.0)), (100, (40.0, 61.0))]
+        {
+            assert_eq!(interval(count), expected, "{count} values");
+        }
+        assert!(interval(1000).0 > 460.0 && interval(1000).1 < 541.0);
+        assert!(estimate(&[]).low.is_nan());
+    }
+
+    #[test]
+    fn the_true_middle_lies_within_however_the_values_are_spread() {
+        let mut random = StdRng::seed_from_u64(7);
+        let hits = (0..1000).filter(|_| {
+            // The middle of u^4 is 1/16, and far from the mean.
+            let values: Vec<f64> = (0..60).map(|_| random.random::<f64>().powi(4)).collect();
+            let Estimate { low, high, .. } = estimate(&values);
+            (low..=high).contains(&0.0625)
+        });
+        let hits = hits.count();
+        assert!((930..=990).contains(&hits), "{hits} of 1000");
+    }
+
+    /// A server that gets slower all the time, has a checkpoint every second slice, and differs by chance.
+    fn measured(cost: f64) -> Estimate {
+        let (mut random, taken) = (StdRng::seed_from_u64(11), Cell::new(0_u32));
+        let slice = |with: bool| {
+            taken.set(taken.get() + 1);
+            let (drift, checkpoint) = (1.0 + f64::from(taken.get()) * 1e-3, f64::from(taken.get() % 2) * 0.05);
+            let chance = random.random_range(-0.04..0.04);
+            let each = 20e-6 * (drift + checkpoint + chance) * if with { 1.0 + cost } else { 1.0 };
+            Ok(Slice { operations: 10_000, cpu: Duration::from_secs_f64(each * 1e4) })
+        };
+        estimate(&costs(400, 3, slice).unwrap())
+    }
+
+    #[test]
+    fn a_small_cost_is_found_below_a_larger_noise_and_none_where_there_is_none() {
+        let (some, none) = (measured(0.03), measured(0.0));
+        assert!((2.4..3.6).contains(&some.median) && some.low > 1.5 && some.high < 4.5, "{some:?}");
+        assert!(none.median.abs() < 0.6 && none.low < 0.0 && none.high > 0.0, "{none:?}");
+    }
+
+    #[test]
+    fn a_slice_in_which_nothing_was_done_ends_the_run() {
+        let idle = |with: bool| Ok(Slice { operations: u64::from(with), cpu: Duration::from_secs(1) });
+        assert_eq!(costs(1, 1, idle).unwrap_err().to_string(), "nothing was done in a slice");
+    }
+}
+
+mod process {
+    use std::time::Duration;
+
+    use crate::support::process;
+
+    /// Returns once the calling thread has used that much.
+    fn spin(time: Duration) {
+        let began = process::thread_cpu();
+        while process::thread_cpu() - began < time {}
+    }
+
+    #[test]
+    fn cpu_time_is_counted_up_to_now_and_beyond_the_end_of_a_thread() {
+        let own = std::process::id();
+        let spent = |time| {
+            let before = process::cpu(own).unwrap();
+            spin(time);
+            process::cpu(own).unwrap() - before
+        };
+        // The kernel's clock ticks every 4 ms; what counts by ticks would see nothing here most of the time.
+        assert!((0..5).all(|_| spent(Duration::from_micros(300)) >= Duration::from_micros(300)));
+        let before = process::cpu(own).unwrap();
+        std::thread::scope(|scope| scope.spawn(|| spin(Duration::from_millis(20))).join().unwrap());
+        assert!(process::cpu(own).unwrap() - before >= Duration::from_millis(20));
+    }
+
+    #[test]
+    fn threads_are_told_apart_by_the_beginning_of_their_names() {
+        let own = std::process::id();
+        let (told, spun) = std::sync::mpsc::sync_channel(0);
+        let (end, ended) = std::sync::mpsc::sync_channel::<()>(0);
+        let spinner = superchat::supervise::spawn("spinner-7", move || {
+            spin(Duration::from_millis(30));
+            // Another thread sees the time of the last tick.
+            std::thread::sleep(Duration::from_millis(10));
+            told.send(()).unwrap();
+            ended.recv().unwrap_err();
+        });
+        spun.recv().unwrap();
+        let of = |name| process::cpu_of_threads(own, name).unwrap();
+        assert!(of("spinner-") >= Duration::from_millis(30));
+        assert_eq!(of("spinner-8"), Duration::ZERO);
+        drop(end);
+        spinner.unwrap().join().unwrap();
+    }
+
+    #[test]
+    fn a_process_that_is_gone_is_an_error() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        assert!(process::cpu(child.id()).is_err());
+        assert!(process::cpu_of_threads(child.id(), "").is_err());
+    }
+}
+
 mod deliveries {
     use std::time::Duration;
 

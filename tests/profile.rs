@@ -212,6 +212,26 @@ fn memory_is_found_where_it_was_asked_for() {
 }
 
 #[test]
+fn what_is_allocated_while_nothing_is_sampled_is_in_no_profile() {
+    let mut kept = Vec::new();
+    keep_memory(&mut kept);
+    heap::set_sampled(false).unwrap();
+    assert!(!heap::is_sampled());
+    churn_memory();
+    let without = heap_profile(Shown::InUse);
+    assert_eq!(without.sum("alloc_space", "churn_memory"), 0);
+    assert_about(without.sum("inuse_space", "keep_memory"), 64);
+    drop(kept);
+    let freed = heap_profile(Shown::InUse);
+    assert_eq!(freed.sum("inuse_space", "keep_memory"), 0, "what was sampled is known to be freed");
+
+    heap::set_sampled(true).unwrap();
+    assert!(heap::is_sampled());
+    churn_memory();
+    assert_about(heap_profile(Shown::InUse).sum("alloc_space", "churn_memory"), 256);
+}
+
+#[test]
 fn who_asks_for_memory_is_the_first_that_is_not_the_allocator() {
     let mut kept = Vec::new();
     keep_memory(&mut kept);

@@ -42,19 +42,19 @@ const PUBLISHER: &str = "publisher";
 pub(crate) struct Options {
     /// Subscribers.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..=15_000))]
-    pub(super) subscribers: u16,
+    subscribers: u16,
     /// Posts per second of the trials at a fixed rate.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rate: u32,
     /// Posts under way, flat out: posted and not yet with every subscriber. As many the bare loop puts into one write.
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..=10_000))]
-    pub(super) window: u64,
+    window: u64,
     /// Seconds of each trial.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
-    pub(super) seconds: u64,
+    seconds: u64,
     /// Trials of each kind, alternating.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=20))]
-    pub(super) rounds: u8,
+    rounds: u8,
     /// Measure, instead of the above, what one subscriber in a hundred that never reads costs the others.
     #[arg(long)]
     stalled: bool,
@@ -108,7 +108,7 @@ fn flat_out(
     let (mut ours, mut least, mut ratios) = (Costs::new(), Costs::new(), Vec::new());
     for _ in 0..options.rounds {
         least.add(&bare.flat(options)?);
-        ours.add(&audience.flat(options)?);
+        ours.add(&audience.flat(options.window, options.duration())?);
         ratios.push(ours.last_rate() / least.last_rate());
     }
     report.figure("deliveries flat out", median(&ours.rates), "/s", Target::AtLeast(DELIVERIES_PER_SECOND_MIN));
@@ -128,7 +128,7 @@ fn stalled(server: &Server, options: &Options, report: &mut Report) -> Result<()
     let stalling = usize::from(options.subscribers).div_ceil(STALLED_SHARE);
     let reading = usize::from(options.subscribers).checked_sub(stalling).filter(|reading| *reading > 0);
     let mut audience = Audience::join(server, reading.context("a single subscriber cannot stall and read")?)?;
-    audience.flat(options).context("warming up")?;
+    audience.flat(options.window, options.duration()).context("warming up")?;
     let (mut without, mut with, mut cut) = (Costs::new(), Costs::new(), 0);
     let (mut rate_costs, mut cpu_costs) = (Vec::new(), Vec::new());
     for round in 0..options.rounds {
@@ -136,10 +136,10 @@ fn stalled(server: &Server, options: &Options, report: &mut Report) -> Result<()
         for is_stalled in [round % 2 == 0, round % 2 != 0] {
             if is_stalled {
                 let sleepers = Sleepers::join(server, stalling)?;
-                with.add(&audience.flat(options)?);
+                with.add(&audience.flat(options.window, options.duration())?);
                 cut += sleepers.cut()?;
             } else {
-                without.add(&audience.flat(options)?);
+                without.add(&audience.flat(options.window, options.duration())?);
             }
         }
         rate_costs.push((without.last_rate() / with.last_rate() - 1.0) * 100.0);
@@ -160,25 +160,25 @@ fn stalled(server: &Server, options: &Options, report: &mut Report) -> Result<()
 
 /// What one trial took.
 pub(super) struct Trial {
-    deliveries: u64,
+    pub(super) deliveries: u64,
     elapsed: Duration,
-    cpu: Duration,
+    pub(super) cpu: Duration,
     generator_cpu: Duration,
     latency: Histogram,
 }
 
 /// Trials of one kind.
-pub(super) struct Costs {
+struct Costs {
     deliveries: u64,
     cpu: Duration,
     generator_cpu: Duration,
     each: Vec<f64>,
-    pub(super) rates: Vec<f64>,
+    rates: Vec<f64>,
     latency: Histogram,
 }
 
 impl Costs {
-    pub(super) fn new() -> Self {
+    fn new() -> Self {
         Self {
             deliveries: 0,
             cpu: Duration::ZERO,
@@ -189,7 +189,7 @@ impl Costs {
         }
     }
 
-    pub(super) fn add(&mut self, trial: &Trial) {
+    fn add(&mut self, trial: &Trial) {
         self.deliveries += trial.deliveries;
         self.cpu += trial.cpu;
         self.generator_cpu += trial.generator_cpu;
@@ -206,11 +206,11 @@ impl Costs {
         micros_each(self.generator_cpu, self.deliveries)
     }
 
-    pub(super) fn last_each(&self) -> f64 {
+    fn last_each(&self) -> f64 {
         self.each.last().copied().unwrap_or(f64::NAN)
     }
 
-    pub(super) fn last_rate(&self) -> f64 {
+    fn last_rate(&self) -> f64 {
         self.rates.last().copied().unwrap_or(f64::NAN)
     }
 }
@@ -254,18 +254,24 @@ impl<'s> Audience<'s> {
     }
 
     /// Posts as fast as the slowest subscriber receives, with a bounded number under way.
-    pub(super) fn flat(&mut self, options: &Options) -> Result<Trial> {
+    fn flat(&mut self, window: u64, duration: Duration) -> Result<Trial> {
         self.measured(|this| {
-            let ends = clock::now() + Duration::from_secs(options.seconds);
+            let ends = clock::now() + duration;
             while clock::now() < ends {
-                let room = options.window - (this.deliveries.posts - this.deliveries.least());
-                if room > options.window / 4 {
+                let room = window - (this.deliveries.posts - this.deliveries.least());
+                if room > window / 4 {
                     this.post_at_once(usize::try_from(room)?)?;
                 }
                 this.swarm.poll(&mut this.deliveries, POLL_PAUSE)?;
             }
             Ok(())
         })
+    }
+
+    /// Posts `count` at once.
+    pub(super) fn burst(&mut self, count: u64) -> Result<Trial> {
+        let count = usize::try_from(count)?;
+        self.measured(|this| this.post_at_once(count))
     }
 
     fn post_at_once(&mut self, count: usize) -> Result<()> {
@@ -314,6 +320,10 @@ impl Options {
         u64::from(self.rate) * self.seconds
     }
 
+    fn duration(&self) -> Duration {
+        Duration::from_secs(self.seconds)
+    }
+
     fn interval(&self) -> Duration {
         Duration::from_secs(1) / self.rate
     }
@@ -343,7 +353,7 @@ impl BareAudience {
 
     fn flat(&mut self, options: &Options) -> Result<Trial> {
         self.deliveries.reset();
-        let ends = clock::now() + Duration::from_secs(options.seconds);
+        let ends = clock::now() + options.duration();
         self.measured(Plan::Flat { ends, coalesced: options.window })
     }
 

@@ -1,5 +1,6 @@
 //! Durable posts of many publishers, beside plain append and `fdatasync` of the same bytes.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -13,7 +14,7 @@ use crate::support::closed_loop::{ClosedLoop, Exchange};
 use crate::support::histogram::Histogram;
 use crate::support::report::{Report, Target, float, median, micros_each, per_second};
 use crate::support::requests::{self, CHAT, CONTENT_BYTES};
-use crate::support::server::Home;
+use crate::support::server::{Home, Server};
 use crate::support::swarm::Swarm;
 
 /// CPU time a durable post may cost the server, in microseconds (DESIGN.md, performance budget).
@@ -37,35 +38,69 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     let duration = Duration::from_secs(options.seconds);
     let home = Home::new()?;
     let server = home.start()?;
-    let mut swarm = Swarm::new()?;
-    let all = swarm.connect(server.address, publishers)?;
-    swarm.ask_each(all.clone(), NicknameResponse::CODE, |index| requests::set_nickname(&format!("poster-{index}")))?;
+    let mut crowd = Publishers::join(&server, publishers)?;
 
-    let content = [b'm'; CONTENT_BYTES];
-    let request = requests::post(CHAT, &content)?;
-    let mut last_ids = vec![0; publishers];
     let mut total = Totals::default();
     for _ in 0..options.rounds {
-        let appended = bare::append(home.path(), &content, publishers, duration)?;
+        let appended = bare::append(home.path(), &CONTENT, publishers, duration)?;
         total.bare_rates.push(per_second(appended.records, appended.elapsed));
         total.bare_latency.add(&appended.latency);
 
-        let cpu_before = server.cpu()?;
-        let outcome = ClosedLoop::run(&mut swarm, all.clone(), Posting { request: &request, last_ids }, duration)?;
-        total.cpu += server.cpu()? - cpu_before;
-        total.posts += outcome.answers;
-        total.rates.push(per_second(outcome.answers, outcome.elapsed));
-        total.latency.add(&outcome.latency);
-        last_ids = outcome.exchange.last_ids;
+        let trial = crowd.post(duration)?;
+        total.cpu += trial.cpu;
+        total.posts += trial.posts;
+        total.rates.push(per_second(trial.posts, trial.elapsed));
+        total.latency.add(&trial.latency);
     }
     server.stop()?;
     Ok(total.report(publishers))
 }
 
+/// What every post says.
+const CONTENT: [u8; CONTENT_BYTES] = [b'm'; CONTENT_BYTES];
+
+/// Those who post to a server, each with one post under way.
+pub(super) struct Publishers<'s> {
+    server: &'s Server,
+    swarm: Swarm,
+    all: Range<usize>,
+    request: Vec<u8>,
+    last_ids: Vec<u64>,
+}
+
+/// What one trial took.
+pub(super) struct Trial {
+    pub(super) posts: u64,
+    /// Of the server.
+    pub(super) cpu: Duration,
+    elapsed: Duration,
+    latency: Histogram,
+}
+
+impl<'s> Publishers<'s> {
+    pub(super) fn join(server: &'s Server, count: usize) -> Result<Self> {
+        let mut swarm = Swarm::new()?;
+        let all = swarm.connect(server.address, count)?;
+        swarm.ask_each(all.clone(), NicknameResponse::CODE, |index| {
+            requests::set_nickname(&format!("poster-{index}"))
+        })?;
+        Ok(Self { server, swarm, all, request: requests::post(CHAT, &CONTENT)?, last_ids: vec![0; count] })
+    }
+
+    /// Everybody posts for `duration`; ends with the last acknowledgement.
+    pub(super) fn post(&mut self, duration: Duration) -> Result<Trial> {
+        let cpu_before = self.server.cpu()?;
+        let posting = Posting { request: &self.request, last_ids: &mut self.last_ids };
+        let outcome = ClosedLoop::run(&mut self.swarm, self.all.clone(), posting, duration)?;
+        let cpu = self.server.cpu()? - cpu_before;
+        Ok(Trial { posts: outcome.answers, cpu, elapsed: outcome.elapsed, latency: outcome.latency })
+    }
+}
+
 /// Each publisher posts the same text again and again.
 struct Posting<'r> {
     request: &'r [u8],
-    last_ids: Vec<u64>,
+    last_ids: &'r mut [u64],
 }
 
 impl Exchange for Posting<'_> {

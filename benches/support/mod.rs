@@ -5,6 +5,7 @@ pub(crate) mod clock;
 pub(crate) mod closed_loop;
 pub(crate) mod deliveries;
 pub(crate) mod histogram;
+pub(crate) mod paired;
 pub(crate) mod process;
 pub(crate) mod report;
 pub(crate) mod requests;

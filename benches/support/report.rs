@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::histogram::Histogram;
+use super::paired::Estimate;
 
 /// What a figure should be.
 #[derive(Clone, Copy)]
@@ -60,6 +61,13 @@ impl Report {
     /// A figure without a target.
     pub(crate) fn note(&mut self, name: impl Into<String>, value: f64, unit: &'static str) {
         self.figure(name, value, unit, Target::None);
+    }
+
+    /// The middle, measured against the target, and the interval it lies in.
+    pub(crate) fn estimate(&mut self, name: &str, estimate: Estimate, target: Target) {
+        self.figure(name, estimate.median, "%", target);
+        self.note(format!("{name}, 95 % from"), estimate.low, "%");
+        self.note(format!("{name}, to"), estimate.high, "%");
     }
 
     /// p50, p99 and p99.9 of `latency`, in microseconds.

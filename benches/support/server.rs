@@ -132,6 +132,11 @@ impl Server {
         process::cpu(self.child.id())
     }
 
+    /// CPU time spent so far by threads whose names begin with `name`.
+    pub(crate) fn cpu_of_threads(&self, name: &str) -> Result<Duration> {
+        process::cpu_of_threads(self.child.id(), name)
+    }
+
     /// Resident bytes of its own.
     pub(crate) fn anonymous_bytes(&self) -> Result<u64> {
         process::anonymous_bytes(self.child.id())

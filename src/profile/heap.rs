@@ -60,6 +60,27 @@ pub fn take(shown: Shown) -> Result<Profile, HeapError> {
     })
 }
 
+/// Whether allocations are sampled now. Off at the start where somebody overrode the allocator's options.
+#[must_use]
+#[expect(unsafe_code, reason = "the allocator is asked in C")]
+pub fn is_sampled() -> bool {
+    // SAFETY: this name gives a boolean of C.
+    unsafe { tikv_jemalloc_ctl::raw::read(ACTIVE) }.unwrap_or(false)
+}
+
+/// Samples allocations from now on, or no more. What was sampled stays known, and is seen when it is freed; what is
+/// allocated meanwhile is in no profile, ever.
+///
+/// # Errors
+/// [`HeapError::Disabled`] where the allocator cannot take samples at all.
+#[expect(unsafe_code, reason = "the allocator is told in C")]
+pub fn set_sampled(sampled: bool) -> Result<(), HeapError> {
+    // SAFETY: this name takes a boolean of C.
+    unsafe { tikv_jemalloc_ctl::raw::write(ACTIVE, sampled) }.map_err(HeapError::Disabled)
+}
+
+const ACTIVE: &[u8] = b"prof.active\0";
+
 /// How the names begin of functions that only pass a request for memory on. Who asks is of interest.
 const ALLOCATOR: &[&str] = &[
     "_rjem_",
@@ -267,6 +288,8 @@ MAPPED_LIBRARIES:
     fn an_allocator_that_takes_no_samples_says_so() {
         // This test runs on an allocator without the program's options.
         assert!(matches!(take(Shown::InUse), Err(HeapError::Disabled(_))));
+        assert!(matches!(set_sampled(true), Err(HeapError::Disabled(_))));
+        assert!(!is_sampled());
     }
 
     #[test]

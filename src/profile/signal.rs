@@ -128,8 +128,8 @@ struct Slot {
     addresses: [AtomicUsize; DEPTH_MAX],
 }
 
-/// Slots that a handler tries. One may be held by a handler whose thread was stopped halfway, and slots are counted from
-/// the first again after each look.
+/// Slots that a handler tries, and how often a reader goes on reading what comes in meanwhile. A slot may be held by a handler
+/// whose thread was stopped halfway, and slots are counted from the first again after each look.
 const ATTEMPTS: usize = 8;
 
 const FREE: u32 = 0;
@@ -249,10 +249,17 @@ pub(super) struct Reader<const SLOTS: usize> {
 
 impl<const SLOTS: usize> Reader<SLOTS> {
     /// Takes out what is there. A stack that is being written waits for the next time.
-    pub(super) fn drain(&self, take: impl FnMut(Stack)) {
-        let used = self.log.next.swap(0, Ordering::Relaxed).min(SLOTS);
-        let used = self.log.used.fetch_max(used, Ordering::Relaxed).max(used);
-        self.log.slots[..used].iter().filter_map(|slot| slot.take(self.number)).for_each(take);
+    pub(super) fn drain(&self, mut take: impl FnMut(Stack)) {
+        for _ in 0..ATTEMPTS {
+            let next = self.log.next.load(Ordering::Relaxed);
+            let used = self.log.used.fetch_max(next.min(SLOTS), Ordering::Relaxed).max(next.min(SLOTS));
+            self.log.slots[..used].iter().filter_map(|slot| slot.take(self.number)).for_each(&mut take);
+            // Handlers go on behind these meanwhile, and begin at the first slot again only once all are free: before, they
+            // would find one full slot after the other.
+            if self.log.next.compare_exchange(next, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                return;
+            }
+        }
     }
 
     /// Stacks that found no place.
@@ -326,6 +333,25 @@ mod tests {
         assert_eq!((drained(&reader), reader.lost()), (vec![6], 3));
         drop(reader);
         assert_eq!(LOG.open().unwrap().lost(), 0);
+    }
+
+    #[test]
+    fn samples_that_come_while_the_log_is_read_find_a_place() {
+        static LOG: Log<64> = Log::new();
+        let reader = LOG.open().unwrap();
+        (1..=20).for_each(|periods| record(&LOG, periods));
+        let mut periods = Vec::new();
+        reader.drain(|stack| {
+            // On a busy machine the reader may be stopped here for as long as all of these take.
+            if stack.periods == 1 {
+                (21..=40).for_each(|periods| record(&LOG, periods));
+            }
+            periods.push(stack.periods);
+        });
+        assert_eq!((periods, reader.lost()), ((1..=40).collect(), 0));
+        record(&LOG, 41);
+        assert_eq!(drained(&reader), [41]);
+        assert_eq!(LOG.used.load(Ordering::Relaxed), 40, "and the first slots are in use again");
     }
 
     #[test]

@@ -204,7 +204,7 @@ fn head_works_and_other_methods_do_not() {
         assert_eq!(head.header("content-type"), get.header("content-type"), "{path}");
     }
     for (method, path, allowed) in [
-        ("POST", "heap", "GET, HEAD"),
+        ("POST", "allocs", "GET, HEAD"),
         ("POST", "profile?seconds=1", "GET, HEAD"),
         ("PUT", "symbol", "GET, HEAD, POST"),
         ("DELETE", "block", "GET, HEAD, POST"),
@@ -220,6 +220,7 @@ fn rates_are_set_by_post_and_shown() {
     for (path, body, line) in [
         ("block?rate=10000", "", "block profile: rate is 10000\n"),
         ("mutex", "fraction=5", "mutex profile: fraction is 5\n"),
+        ("heap", "active=0", "heap profile: active is 0\n"),
     ] {
         let answer = post(&site, path, "", body);
         assert_eq!((answer.status, answer.body.as_str()), (200, line));
@@ -227,7 +228,16 @@ fn rates_are_set_by_post_and_shown() {
     let index = site.get("").body;
     assert!(index.contains("name=\"rate\" size=\"12\" inputmode=\"numeric\" value=\"10000\""), "{index}");
     assert!(index.contains("name=\"fraction\" size=\"12\" inputmode=\"numeric\" value=\"5\""), "{index}");
-    for (path, body) in [("block", ""), ("block?rate=-1", ""), ("block?rate=x", ""), ("mutex", "rate=1")] {
+    assert!(index.contains("name=\"active\" size=\"12\" inputmode=\"numeric\" value=\"0\""), "{index}");
+    for (path, body) in [
+        ("block", ""),
+        ("block?rate=-1", ""),
+        ("block?rate=x", ""),
+        ("mutex", "rate=1"),
+        ("heap", ""),
+        ("heap?active=2", ""),
+        ("heap?active=true", ""),
+    ] {
         let answer = post(&site, path, "", body);
         assert_eq!((answer.status, answer.header("x-go-pprof")), (400, Some("1")), "{path} {body}: {}", answer.body);
     }
@@ -240,7 +250,10 @@ fn a_page_of_another_site_sets_no_rate() {
     for origin in ["http://attacker.example", "null", "http://127.0.0.1:1"] {
         let answer = post(&site, "block?rate=1", &format!("Origin: {origin}\r\n"), "");
         assert_eq!(answer.status, 403, "{origin}");
+        let answer = post(&site, "heap?active=0", &format!("Origin: {origin}\r\n"), "");
+        assert_eq!(answer.status, 403, "{origin}");
     }
+    assert!(superchat::profile::heap::is_sampled());
     assert_eq!(superchat::profile::waits::block_rate(), 0);
     let own = format!("Origin: http://{}\r\n", site.address);
     assert_eq!(post(&site, "block?rate=7", &own, "").status, 200);

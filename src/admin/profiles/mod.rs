@@ -70,7 +70,7 @@ impl Route {
 }
 
 /// Paths that take POST: addresses in a body, and how much is recorded.
-const POSTS: &[&str] = &["/debug/pprof/symbol", "/debug/pprof/block", "/debug/pprof/mutex"];
+const POSTS: &[&str] = &["/debug/pprof/symbol", "/debug/pprof/block", "/debug/pprof/heap", "/debug/pprof/mutex"];
 
 /// The port's name in metrics and threads.
 const SERVER: &str = "profiles";

@@ -18,12 +18,28 @@ pub(super) const SNAPSHOTS: &[Snapshot] = &[
         rate: Some(Rate {
             parameter: "rate",
             about: "ns a wait must take to be recorded for sure, of shorter ones their share; 1 records all, 0 none",
+            most: u64::MAX,
             get: waits::block_rate,
-            set: waits::set_block_rate,
+            set: |rate| {
+                waits::set_block_rate(rate);
+                Ok(())
+            },
         }),
     },
     Snapshot { name: "goroutine", take: goroutines, count: goroutine_count, text: goroutine_text, rate: None },
-    Snapshot { name: "heap", take: heap, count: heap_count, text: heap_text, rate: None },
+    Snapshot {
+        name: "heap",
+        take: heap,
+        count: heap_count,
+        text: heap_text,
+        rate: Some(Rate {
+            parameter: "active",
+            about: "1 samples allocations, for allocs too; 0 does not: what is allocated meanwhile is never shown",
+            most: 1,
+            get: || u64::from(heap::is_sampled()),
+            set: |active| heap::set_sampled(active > 0).map_err(|error| error.to_string()),
+        }),
+    },
     Snapshot {
         name: "mutex",
         take: || Ok(waits::mutex_profile()),
@@ -32,8 +48,12 @@ pub(super) const SNAPSHOTS: &[Snapshot] = &[
         rate: Some(Rate {
             parameter: "fraction",
             about: "waits for locks of which one is recorded; 1 records all, 0 none",
+            most: u64::MAX,
             get: waits::mutex_fraction,
-            set: waits::set_mutex_fraction,
+            set: |fraction| {
+                waits::set_mutex_fraction(fraction);
+                Ok(())
+            },
         }),
     },
     Snapshot {
@@ -61,8 +81,16 @@ pub(super) struct Snapshot {
 pub(super) struct Rate {
     pub(super) parameter: &'static str,
     pub(super) about: &'static str,
+    /// The greatest value there is.
+    most: u64,
     pub(super) get: fn() -> u64,
-    set: fn(u64),
+    set: fn(u64) -> Result<(), String>,
+}
+
+impl Rate {
+    fn values(&self) -> &'static str {
+        if self.most == 1 { "0 or 1" } else { "0 or a positive integer" }
+    }
 }
 
 fn allocs() -> Result<Profile, String> {
@@ -144,10 +172,11 @@ impl Snapshot {
         let form = std::str::from_utf8(request.body()).unwrap_or_default();
         let mut pairs = form.split('&').chain(request.query().split('&')).filter_map(|pair| pair.split_once('='));
         let value = pairs.find_map(|(name, value)| (name == rate.parameter).then_some(value));
-        let value = value.and_then(|value| value.trim().parse().ok()).ok_or_else(|| {
-            Trouble::unreadable(format!("invalid value for \"{}\" - must be 0 or a positive integer", rate.parameter))
+        let value = value.and_then(|value| value.trim().parse().ok()).filter(|value| *value <= rate.most);
+        let value = value.ok_or_else(|| {
+            Trouble::unreadable(format!("invalid value for \"{}\" - must be {}", rate.parameter, rate.values()))
         })?;
-        (rate.set)(value);
+        (rate.set)(value).map_err(Trouble::failed)?;
         tracing::info!(remote = %request.peer(), "{} profile: {} set to {value}", self.name, rate.parameter);
         Ok(format!("{} profile: {} is {value}", self.name, rate.parameter))
     }
