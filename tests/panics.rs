@@ -118,6 +118,7 @@ fn a_panic_in_a_handler_ends_one_session_only() {
         bus: Arc::clone(&bus),
         rates: Arc::new(Rates::new(&settings)),
         metrics: Arc::clone(&metrics),
+        registry: superchat::directory::Registry::new().0,
         stopwatch: tcp::mono_micros,
         now: tcp::now(),
     };
@@ -134,7 +135,7 @@ fn a_panic_in_a_handler_ends_one_session_only() {
         let (theirs, peer) = listener.accept().unwrap();
         theirs.set_nonblocking(true).unwrap();
         door.enter(Socket::Tcp(theirs), peer, door.admit(peer).unwrap(), Transport::Tcp, None);
-        Client::over(support::Link::of(ours))
+        Client::over(support::Link::of(ours).unwrap())
     };
     let [mut unlucky, mut witness] = [connect(), connect()];
     assert_eq!(witness.ask(take("witness"), "NICKNAME_RESPONSE")["success"], true);

@@ -6,9 +6,9 @@ use tracing::{info, warn};
 
 use crate::argon2id;
 use crate::config::Settings;
+use crate::desk::Desk;
 use crate::passwords;
 use crate::profile::tasks::{self, place};
-use crate::store::desk::Desk;
 use crate::store::{Answer, Command, Query, Store};
 
 /// Sets it beside everything else: the hash takes a while, and nobody waits for it.

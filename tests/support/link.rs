@@ -110,11 +110,6 @@ impl Link {
         Ok(Self::over(Carrier::Tcp(stream)))
     }
 
-    /// Over a stream that is connected already.
-    pub fn of(stream: TcpStream) -> Self {
-        Self::over(Carrier::Tcp(stream))
-    }
-
     /// From an address of our choice, which must be one of this machine's.
     ///
     /// # Errors
