@@ -421,9 +421,9 @@ fn messages_longer_than_any_client_sends_leave_a_channel_readable() {
         .execute_batch(&format!(
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 40)
              INSERT INTO Message (id, channel_id, thread_root_id, author_nickname, content, created_at)
-             SELECT {first} + i, 2, {first} + i, printf('%.*c', 70000, 'n'), printf('%.*c', 65530 + i, 'x'), 5 FROM n;
+             SELECT {first} + i, 2, {first} + i, printf('%.*c', 70000, 'n'), printf('%.*c', 65530 + i, 'x'), unixepoch() * 1000 FROM n;
              INSERT INTO Message (id, channel_id, parent_id, thread_root_id, author_nickname, content, created_at)
-                 VALUES ({first} + 99, 2, {first}, {first}, 'long', printf('%.*c', 3000000, 'y'), 5)",
+                 VALUES ({first} + 99, 2, {first}, {first}, 'long', printf('%.*c', 3000000, 'y'), unixepoch() * 1000)",
             first = first.0
         ))
         .unwrap();

@@ -157,7 +157,8 @@ fn visitors_of_an_earlier_run_are_nobody_and_are_taken_out_of_files_of_ours() {
         server.post(&bo(), with_ann, None, "kept");
         invited(server.write(start(&visitor("eve", 9), &ann)));
         // Goes last, so that there is something to wait for.
-        let abandoned = "INSERT INTO Channel (name, display_name, is_dm, created_at) VALUES ('dm_x', '', 1, 1);";
+        let abandoned = "INSERT INTO Channel (id, name, display_name, is_dm, created_at) VALUES (99, 'dm_x', '', 1, 1);
+                         INSERT INTO scd_dm_former (channel_id, nickname, left_at) VALUES (99, 'x', 1)";
         let server = server.restarted(None, |opened| {
             opened.writer.execute_batch(origin).unwrap();
             opened.writer.execute_batch(abandoned).unwrap();

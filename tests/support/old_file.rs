@@ -522,22 +522,16 @@ pub fn make(path: &Path, version: u32) {
 /// As [`make`], with the oddities named: those that the version can hold.
 pub fn make_with(path: &Path, version: u32, oddities: &[Oddity]) {
     let conn = connect(path);
-    let tables = VERSIONS[0].adds.to_owned();
-    run(&conn, &tables);
     run(
         &conn,
         "CREATE TABLE schema_migrations (version INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at INTEGER NOT NULL)",
     );
-    // Rows come with the version they are made for, so the last steps find everyday rows to work on.
-    let steps = VERSIONS.iter().filter(|step| step.number <= version.clamp(1, 13));
-    for step in steps {
-        apply(&conn, step, step.number > 1);
-    }
+    let (deployed, newer) = VERSIONS.split_at(13);
+    deployed.iter().filter(|step| step.number <= version.max(1)).for_each(|step| apply(&conn, step));
     live_a_while(&conn, version);
     oddities.iter().filter(|oddity| version >= oddity.since).for_each(|oddity| (oddity.make)(&conn, version));
-    for step in VERSIONS.iter().filter(|step| (14..=version).contains(&step.number)) {
-        apply(&conn, step, true);
-    }
+    // The newer steps work on what the rows above hold.
+    newer.iter().filter(|step| step.number <= version).for_each(|step| apply(&conn, step));
     if version == 0 {
         run(&conn, "DROP TABLE schema_migrations");
     }
@@ -567,7 +561,7 @@ pub const LATE: i64 = 900;
 
 /// What the newer versions of the old server do to a file of version 13 when they find one.
 pub fn migrate_to_newest(conn: &Connection) {
-    VERSIONS[13..].iter().for_each(|step| apply(conn, step, true));
+    VERSIONS[13..].iter().for_each(|step| apply(conn, step));
 }
 
 fn connect(path: &Path) -> Connection {
@@ -576,10 +570,8 @@ fn connect(path: &Path) -> Connection {
     conn
 }
 
-fn apply(conn: &Connection, step: &Version, run_it: bool) {
-    if run_it {
-        run(conn, step.adds);
-    }
+fn apply(conn: &Connection, step: &Version) {
+    run(conn, step.adds);
     conn.execute("INSERT INTO schema_migrations VALUES (?1, ?2, ?3)", params![step.number, step.name, THEN_MS])
         .unwrap();
 }
