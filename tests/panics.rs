@@ -129,7 +129,7 @@ fn a_panic_in_a_handler_ends_one_session_only() {
     let door = Door { gate, bus: Arc::clone(&bus), metrics: Arc::clone(&metrics), settings: in_force };
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
-    let mut connect = || {
+    let connect = || {
         let ours = TcpStream::connect(address).unwrap();
         let (theirs, peer) = listener.accept().unwrap();
         theirs.set_nonblocking(true).unwrap();
