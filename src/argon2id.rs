@@ -96,7 +96,7 @@ fn long_hash(parts: &[&[u8]]) -> Block {
     bytes.extend_from_slice(&hash);
     let mut block = [0; WORDS];
     for (word, bytes) in block.iter_mut().zip(bytes.chunks_exact(8)) {
-        *word = bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        *word = bytes.iter().rev().fold(0, |word, byte| (word << 8) | u64::from(*byte));
     }
     block
 }
@@ -149,12 +149,17 @@ fn some_addresses(Position { pass, slice, lane }: Position, counter: usize) -> B
 /// Which block is looked at, of those that are finished.
 fn reference(Position { pass, slice, lane }: Position, index: usize, random: u64) -> usize {
     let (low, high) = (random & 0xffff_ffff, random >> 32);
-    let other = if pass == 0 && slice == 0 { lane } else { (high % LANES as u64) as usize };
+    let other = if pass == 0 && slice == 0 { lane } else { place(high % LANES as u64) };
     let finished = if pass == 0 { slice * SEGMENT } else { LANE - SEGMENT };
     let area = if other == lane { finished + index - 1 } else { finished - usize::from(index == 0) };
-    let far = (area as u64 * (low * low >> 32) >> 32) as usize;
+    let far = place((area as u64 * ((low * low) >> 32)) >> 32);
     let first = if pass == 0 { 0 } else { (slice + 1) * SEGMENT };
     other * LANE + (first + area - 1 - far) % LANE
+}
+
+/// Far below what a machine of any size can address.
+fn place(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 fn xor(block: &mut Block, with: &Block) {

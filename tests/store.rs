@@ -24,8 +24,9 @@ use superchat::store::sqlite::{
     Clock, Fault, Observe, Parts, ProbeError, Retention, SqliteStore, StopTimeout, load_channels,
 };
 use superchat::store::{
-    Account, Actor, Answer, Audience, Author, Ban, Batch, Busy, Channel, ChannelType, Command, Deliver, Event,
-    FLAG_ADMIN, Message, Name, Outcome, Query, Refusal, Store, Submission, Ticket, Viewer,
+    Account, Act, Actor, Admin, Administer, Answer, Audience, Author, Ban, Batch, Busy, Channel, ChannelType, Command,
+    Deliver, Event, FLAG_ADMIN, Message, Name, Outcome, Query, Refusal, Role, Store, Subject, Submission, Ticket,
+    Viewer,
 };
 
 /// Where the clock of every test begins: 2026-01-01, in milliseconds.
@@ -1415,4 +1416,68 @@ fn a_log_that_outgrows_its_checkpoints_is_cut_by_the_writer() {
     server.clock.pass(Duration::from_secs(1));
     server.post(&bo(), CHAT, None, "more");
     server.eventually("the cut", || wal() < 1 << 20);
+}
+
+// Administration.
+
+fn administer(act: Act) -> Command {
+    let by = Admin { name: name("root (uid 0)"), address: None };
+    Command::Administer(Box::new(Administer { by, act }))
+}
+
+fn ban(nickname: &str, shadow: bool, seconds: Option<u64>) -> Command {
+    let subject = Subject::User { user: None, nickname: Some(name(nickname)) };
+    administer(Act::Ban { subject, reason: name("spam"), shadow, seconds })
+}
+
+#[test]
+fn an_act_and_its_row_in_the_audit_are_stored_together_or_not_at_all() {
+    let server = Server::new();
+    server.register("ann");
+    let shell = server.shell();
+    // An audit that takes nothing more takes the act along.
+    shell
+        .execute_batch("CREATE TRIGGER full BEFORE INSERT ON AdminAction BEGIN SELECT RAISE(ABORT, 'no room'); END")
+        .unwrap();
+    for act in [
+        ban("ann", false, None),
+        administer(Act::DeleteUser(UserId(1))),
+        administer(Act::DeleteChannel { channel: GENERAL, reason: name("") }),
+        administer(Act::SetRole { user: UserId(1), role: Role::Admin, is_granted: true }),
+    ] {
+        assert_eq!(server.refusal(act), Refusal::Database);
+    }
+    let count = |sql| value::<i64>(&shell, sql);
+    assert_eq!(count("SELECT count(*) FROM Ban"), 0);
+    assert_eq!(count("SELECT count(*) FROM User WHERE user_flags = 0"), 1);
+    assert_eq!(count("SELECT count(*) FROM Channel"), 5);
+    assert_eq!(count("SELECT count(*) FROM scd_admin_grant"), 0);
+    shell.execute_batch("DROP TRIGGER full").unwrap();
+    server.write(ban("ann", false, None)).unwrap();
+    assert_eq!(count("SELECT count(*) FROM Ban"), 1);
+    assert_eq!(count("SELECT count(*) FROM AdminAction WHERE action_type = 'ban_user' AND target_id = 1"), 1);
+}
+
+#[test]
+fn what_is_posted_under_a_shadow_ban_is_hidden_until_it_is_lifted() {
+    let server = Server::new();
+    let ann = server.register("ann");
+    let Ok(Event::Banned(given)) = server.write(ban("ann", true, Some(60))) else { panic!("no ban") };
+    assert_eq!(given.until, Some(START + 60_000));
+    let hidden = posted(server.write(post(&ann, GENERAL, None, "spam")));
+    let own = Audience::Hidden { user: ann.user, session: Some(ann.session) };
+    assert_eq!(hidden.audience, own);
+    let list = |viewer| {
+        let query = Query::Roots { viewer, channel: GENERAL, cursor: Cursor::None, limit: 10 };
+        messages(server.ask(query)).len()
+    };
+    let other = visitor("bob", 9);
+    assert_eq!([list(ann.viewer()), list(admin(&ann).viewer()), list(other.viewer())], [1, 1, 0]);
+    // A mark counts like the name that it came from.
+    let marked = Actor { marks: vec![given.id], ..visitor("somebody", 5) };
+    assert_ne!(posted(server.write(post(&marked, GENERAL, None, "more"))).audience, Audience::Everybody);
+    let subject = Subject::User { user: ann.user, nickname: None };
+    server.write(administer(Act::Unban(subject))).unwrap();
+    assert_eq!(list(other.viewer()), 2);
+    assert_eq!(posted(server.write(post(&marked, GENERAL, None, "free"))).audience, Audience::Everybody);
 }

@@ -196,7 +196,6 @@ fn verified(shard: &mut Shard, key: SessionKey, account: Account, ban: Option<Ba
         return refuse_banned(shard, key, &account, &ban);
     }
     let flags = shard.settings.flags_for(&account.nickname, account.flags);
-    log_cleared_flag(&account, flags);
     let user = account.id;
     shard.submit(key, Command::SignIn { user, flags }, move |shard, key, result| match result {
         Ok(event) => {
@@ -204,7 +203,10 @@ fn verified(shard: &mut Shard, key: SessionKey, account: Account, ban: Option<Ba
             // A ban may have come between the question and its answer.
             match shard.refusing_ban(Some(user), &account.nickname) {
                 Some(ban) => refuse_banned(shard, key, &account, &ban),
-                None => signed_in(shard, key, &account, flags),
+                None => {
+                    log_cleared_flag(&account, flags);
+                    signed_in(shard, key, &account, flags);
+                }
             }
         }
         Err(Refusal::UserNotFound) => refuse_sign_in(shard, key, AuthResult::Failed, INVALID_CREDENTIALS),

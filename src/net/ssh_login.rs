@@ -145,11 +145,11 @@ impl Attempt<'_> {
 
     async fn sign_in(&self, account: Account) -> Result<KeyLogin, Refused> {
         let flags = self.login.settings.get().flags_for(&account.nickname, account.flags);
-        auth::log_cleared_flag(&account, flags);
         let command = Command::SignInByKey { user: account.id, flags, fingerprint: self.fingerprint.clone() };
         match self.login.desk.submit(&*self.login.store, command).await {
             Ok(event) => {
                 let flags = if let Event::SignedIn { flags, .. } = event { flags } else { flags };
+                auth::log_cleared_flag(&account, flags);
                 self.login.metrics.auth(AuthMethod::SshKey, AuthResult::Ok);
                 let (nickname, id) = (String::from_utf8_lossy(&account.nickname), account.id);
                 info!(target: "security", user = %nickname,

@@ -20,8 +20,8 @@ pub struct Fact {
     pub position: usize,
     pub is_deleted: bool,
     pub author_user: Option<UserId>,
-    /// Shadow bans under which it was written, now or once.
-    pub hidden_by: Vec<BanId>,
+    /// Shadow bans under which it was written, now or once, each with the session.
+    pub hidden_by: Vec<(BanId, SessionId)>,
 }
 
 /// Something that a run came by.
@@ -182,7 +182,7 @@ impl Facts {
     }
 
     /// The message was written under these bans.
-    pub fn hide(&mut self, message: MessageId, bans: Vec<BanId>) {
+    pub fn hide(&mut self, message: MessageId, bans: Vec<(BanId, SessionId)>) {
         if let Some(fact) = self.messages.get_mut(&message) {
             fact.hidden_by = bans;
         }

@@ -190,7 +190,7 @@ fn a_seed_is_a_run() {
 #[test]
 fn a_sweep_comes_by_everything_that_is_checked() {
     let mut reached: BTreeMap<Milestone, u64> = BTreeMap::new();
-    for seed in 0..100 {
+    for seed in 0..200 {
         let mut world = World::new(seed, None, false);
         world.run().unwrap_or_else(|violation| panic!("{}", report(seed, &violation)));
         world.reached().iter().for_each(|(milestone, times)| *reached.entry(*milestone).or_default() += times);

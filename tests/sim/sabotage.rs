@@ -28,7 +28,7 @@ sabotages! {
     /// A post is delivered twice.
     RepeatedOutcomes 20 => Order;
     /// A shard misses an outcome.
-    LostOutcomes 5 => NoGap | Reply | Order;
+    LostOutcomes 5 => NoGap | Reply | Order | Rest | Ending;
     /// The bus loses what another shard said of its sessions.
     LostPeers 10 => Presence;
     /// A list shows an older state than what was delivered before it was asked for.

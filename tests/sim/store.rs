@@ -254,9 +254,12 @@ impl Memory {
         stored.hidden.iter().filter(|(ban, _)| is_active(ban)).map(|(_, session)| *session).collect()
     }
 
-    /// Bans under which a message was written.
-    pub fn hidden_by(&self, id: MessageId) -> Vec<BanId> {
-        self.messages.get(&id).map(|stored| stored.hidden.keys().copied().collect()).unwrap_or_default()
+    /// Bans under which a message was written, each with the session.
+    pub fn hidden_by(&self, id: MessageId) -> Vec<(BanId, SessionId)> {
+        self.messages
+            .get(&id)
+            .map(|stored| stored.hidden.iter().map(|(ban, session)| (*ban, *session)).collect())
+            .unwrap_or_default()
     }
 
     /// Whether somebody is kept out now.

@@ -688,8 +688,9 @@ impl View {
 
     /// Hidden as long as it is there, from everybody but its author and who may be an admin.
     fn must_not_see(&self, fact: &Fact, facts: &Facts) -> bool {
-        let is_hidden = fact.hidden_by.iter().any(|ban| facts.lasting.contains(ban));
-        let is_author = fact.author == self.session || (self.user.is_some() && fact.author_user == self.user);
+        let is_hidden = fact.hidden_by.iter().any(|(ban, _)| facts.lasting.contains(ban));
+        let wrote = fact.hidden_by.iter().any(|(_, session)| *session == self.session);
+        let is_author = wrote || (self.user.is_some() && fact.author_user == self.user);
         is_hidden && !is_author && self.user != Some(crate::world::ADMIN)
     }
 

@@ -13,8 +13,8 @@ use crate::store::{Account, Ban, Name, Refusal, Subject, ban};
 /// Every ban, as shards and door know them.
 pub(super) type Table = BTreeMap<BanId, Arc<Ban>>;
 
-/// The last moment that every client can show, the end of the year 9999: a longer ban ends then.
-const LATEST_END: i64 = 253_402_300_799_999;
+/// The last moment that can be written as a date, at the end of the year 9999: a longer ban ends then.
+const LATEST_END: i64 = 253_402_207_200_000;
 
 macro_rules! bans {
     ($rest:expr) => {
