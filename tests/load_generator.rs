@@ -84,7 +84,11 @@ mod paired {
         {
             assert_eq!(interval(count), expected, "{count} values");
         }
-        assert!(interval(1000).0 > 460.0 && interval(1000).1 < 541.0);
+        // Of many, about the root of their number to each side of the middle.
+        for (count, low, high) in [(1000, 468.0, 533.0), (2000, 955.0, 1046.0), (10_000, 4901.0, 5100.0)] {
+            let (from, to) = interval(count);
+            assert!((from - low).abs() <= 2.0 && (to - high).abs() <= 2.0, "{count}: {from} to {to}");
+        }
         assert!(estimate(&[]).low.is_nan());
     }
 
@@ -175,11 +179,26 @@ mod process {
     }
 
     #[test]
+    fn cpu_samples_are_seen_from_outside_while_they_are_taken() {
+        let own = std::process::id();
+        assert_eq!(process::timers(own).unwrap(), 0);
+        let seen = std::cell::Cell::new(0);
+        let look = || {
+            seen.set(process::timers(own).unwrap());
+            seen.get() > 0
+        };
+        superchat::profile::cpu::record(Duration::from_secs(60), 100, &look).unwrap();
+        assert!(seen.get() > 0);
+        assert_eq!(process::timers(own).unwrap(), 0);
+    }
+
+    #[test]
     fn a_process_that_is_gone_is_an_error() {
         let mut child = std::process::Command::new("true").spawn().unwrap();
         child.wait().unwrap();
         assert!(process::cpu(child.id()).is_err());
         assert!(process::cpu_of_threads(child.id(), "").is_err());
+        assert!(process::timers(child.id()).is_err());
     }
 }
 

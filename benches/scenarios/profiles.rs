@@ -13,7 +13,7 @@ use super::post::Publishers;
 use crate::pprof::{self, DecodedSample};
 use crate::support::clock;
 use crate::support::paired::{Slice, costs, estimate};
-use crate::support::report::{Report, Target};
+use crate::support::report::{Report, Target, micros};
 use crate::support::server::{Home, Server, free_address};
 
 /// What sampling allocations may cost that nobody reads, in percent of the CPU time of an operation.
@@ -24,9 +24,11 @@ const CPU_COST_PERCENT_MAX: f64 = 2.0;
 const PROFILED: Duration = Duration::from_millis(100);
 /// How long a CPU profile is when nobody says.
 const PROFILE_SECONDS: u64 = 30;
-/// How long a server works before anything counts: at first, and until CPU samples are taken for sure.
+/// How long a server works before anything counts: at first, and since CPU samples are taken.
 const WARM_UP: Duration = Duration::from_secs(1);
 const SETTLING: Duration = Duration::from_millis(20);
+/// How long a busy machine may take to begin with CPU samples.
+const START_LIMIT: Duration = Duration::from_secs(20);
 /// The threads that answer on the profiles port.
 const WORKERS: &str = "profiles-";
 
@@ -115,7 +117,7 @@ fn measured(
     sample_allocations(port, true)?;
     let cpu_samples = costs(options.profiled_pairs, options.seed, |sampled| {
         if sampled {
-            profiled(port, &mut round)
+            profiled(&server, port, &mut round)
         } else {
             work(&mut round, SETTLING)?;
             work(&mut round, PROFILED)
@@ -132,8 +134,13 @@ fn measured(
     report.estimate(&format!("{operation}: CPU samples at 100 Hz"), estimate(&cpu_samples), target);
     report.note(format!("{operation}: CPU samples within samples of allocations"), shares.allocations, "%");
     report.note(format!("{operation}: of how many CPU samples"), shares.samples as f64, "");
-    report.note(format!("{operation}: thread that collects CPU samples"), shares.collecting, "%");
-    report.note(format!("{operation}: report of {PROFILE_SECONDS} s of CPU samples"), shares.report, "%");
+    let millis = |time| micros(time) / 1000.0;
+    report.note(
+        format!("{operation}: CPU to collect {PROFILE_SECONDS} s of CPU samples"),
+        millis(shares.collecting),
+        "ms",
+    );
+    report.note(format!("{operation}: CPU to name and write them"), millis(shares.report), "ms");
     Ok(())
 }
 
@@ -144,21 +151,26 @@ fn sample_allocations(port: SocketAddr, sampled: bool) -> Result<()> {
 
 /// A slice of `round` while CPU samples are taken. The profile would go on for minutes and ends when its reader listens no
 /// more; its report is awaited, and no part of the slice.
-fn profiled(port: SocketAddr, round: &mut Round<'_>) -> Result<Slice> {
+fn profiled(server: &Server, port: SocketAddr, round: &mut Round<'_>) -> Result<Slice> {
     let profile = Exchange::begin(port, "GET /debug/pprof/profile?seconds=300&hz=100")?;
+    let given_up = clock::now() + START_LIMIT;
+    while !server.is_profiled()? {
+        ensure!(clock::now() < given_up, "no CPU samples were taken within {START_LIMIT:?}");
+        round()?;
+    }
     work(round, SETTLING)?;
     let slice = work(round, PROFILED)?;
-    let profile = profile.leave()?;
-    ensure!(profile.len() > 1000, "a profile of a busy server has more than {} bytes", profile.len());
+    ensure!(server.is_profiled()?, "the profile ended before the slice");
+    profile.leave()?;
     Ok(slice)
 }
 
 /// What a profile as operators take it says about its own cost and that of samples of allocations.
 struct Shares {
-    /// Percent of the server's CPU time in the thread that collects CPU samples, before it writes its report.
-    collecting: f64,
-    /// CPU time for names and the file once all samples are there, in percent of the server's while it was recorded.
-    report: f64,
+    /// CPU time of the thread that collects CPU samples, before it writes its report.
+    collecting: Duration,
+    /// CPU time for names and the file once all samples are there.
+    report: Duration,
     /// Percent of all CPU samples that were taken while an allocation was sampled or such a sample given back.
     allocations: f64,
     /// Of how many CPU samples.
@@ -166,21 +178,18 @@ struct Shares {
 }
 
 fn shares(server: &Server, port: SocketAddr, round: &mut Round<'_>) -> Result<Shares> {
-    let cpu = || anyhow::Ok((server.cpu()?, server.cpu_of_threads(WORKERS)?));
-    let (all_before, workers_before) = cpu()?;
+    let workers_before = server.cpu_of_threads(WORKERS)?;
     let profile = Exchange::begin(port, &format!("GET /debug/pprof/profile?seconds={PROFILE_SECONDS}&hz=100"))?;
     // The load ends a little early, so that the rest of the profile shows nothing but the collecting.
     work(round, Duration::from_secs(PROFILE_SECONDS) - SETTLING * 5)?;
-    let (all, workers) = cpu()?;
+    let workers = server.cpu_of_threads(WORKERS)?;
     let profile = pprof::decode(&profile.end()?);
     let reported = server.cpu_of_threads(WORKERS)?;
-    let all = (all - all_before).as_secs_f64();
-    let percent = |time: Duration| time.as_secs_f64() / all * 100.0;
     let samples = profile.sum("samples", "");
     let sampling = profile.samples.iter().filter(|sample| is_sampling(sample)).map(|sample| sample.values[0]);
     Ok(Shares {
-        collecting: percent(workers - workers_before),
-        report: percent(reported - workers),
+        collecting: workers - workers_before,
+        report: reported.saturating_sub(workers),
         allocations: sampling.sum::<i64>() as f64 / samples as f64 * 100.0,
         samples,
     })

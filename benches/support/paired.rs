@@ -66,14 +66,16 @@ pub(crate) fn estimate(values: &[f64]) -> Estimate {
 /// fewer, in at most 2.5 of 100 runs.
 fn outside(count: usize) -> usize {
     let tosses = float(count as u64);
-    // Of the outcomes with `heads` heads, and of all with as many or fewer.
-    let (mut exactly, mut at_most) = (0.5_f64.powf(tosses), 0.0);
+    // Of the outcomes with `heads` heads, as a logarithm, because of thousands of tosses there are too many for a number; and
+    // of all with as many or fewer.
+    let (mut exactly, mut at_most) = (-tosses * std::f64::consts::LN_2, 0.0);
     for heads in 0..count {
-        at_most += exactly;
+        at_most += exactly.exp();
         if at_most > 0.025 {
             return heads.saturating_sub(1);
         }
-        exactly *= (tosses - float(heads as u64)) / (float(heads as u64) + 1.0);
+        let heads = float(heads as u64);
+        exactly += ((tosses - heads) / (heads + 1.0)).ln();
     }
     0
 }

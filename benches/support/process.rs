@@ -38,6 +38,13 @@ pub(crate) fn cpu_of_threads(pid: u32, name: &str) -> Result<Duration> {
     Ok(total)
 }
 
+/// Timers that a process has of the kernel: its CPU samples, one for each thread.
+pub(crate) fn timers(pid: u32) -> Result<usize> {
+    let timers =
+        fs::read_to_string(format!("/proc/{pid}/timers")).context("the server is gone, or has no list of timers")?;
+    Ok(timers.lines().filter(|line| line.starts_with("ID:")).count())
+}
+
 /// Resident bytes that no file backs: what the process itself has taken.
 pub(crate) fn anonymous_bytes(pid: u32) -> Result<u64> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("the server is gone")?;

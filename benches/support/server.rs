@@ -137,6 +137,11 @@ impl Server {
         process::cpu_of_threads(self.child.id(), name)
     }
 
+    /// Whether CPU samples are taken.
+    pub(crate) fn is_profiled(&self) -> Result<bool> {
+        Ok(process::timers(self.child.id())? > 0)
+    }
+
     /// Resident bytes of its own.
     pub(crate) fn anonymous_bytes(&self) -> Result<u64> {
         process::anonymous_bytes(self.child.id())
