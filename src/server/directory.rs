@@ -9,7 +9,7 @@ use super::ServeError;
 use crate::clock;
 use crate::config::{Endpoint, Settings};
 use crate::desk::Desk;
-use crate::directory::{Claim, Directory, DirectoryParts, Reach, Registry};
+use crate::directory::{Claim, Directory, DirectoryParts, Reach, Registry, address};
 use crate::limits::LIST_SERVERS_DEFAULT;
 use crate::metrics::Metrics;
 use crate::net::http::{Listed, ListedServers, NoList};
@@ -78,8 +78,10 @@ fn own_record(in_force: &InForce, metrics: &Metrics) -> ServerRecord {
     let count = |number| u32::try_from(number).unwrap_or(u32::MAX);
     let settings = in_force.get();
     let own = &settings.directory;
+    // Without a port of its own there is an entry all the same.
+    let unreachable = || ServerAddress { host: own.hostname.as_str().into(), port: own.port };
     ServerRecord {
-        address: ServerAddress { host: own.hostname.to_ascii_lowercase().into(), port: own.port },
+        address: address(own.hostname.as_bytes(), own.port).unwrap_or_else(unreachable),
         name: Name::from(own.name.as_bytes()),
         description: Name::from(own.description.as_bytes()),
         user_count: count(metrics.sessions()),
