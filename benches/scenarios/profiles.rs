@@ -24,9 +24,10 @@ const CPU_COST_PERCENT_MAX: f64 = 2.0;
 const PROFILED: Duration = Duration::from_millis(100);
 /// How long a CPU profile is when nobody says.
 const PROFILE_SECONDS: u64 = 30;
-/// How long a server works before anything counts: at first, and since CPU samples are taken.
+/// How long a server works before anything counts: at first, and before a slice with CPU samples or without. Shorter, and
+/// slices after the pause in which a report was written would seem dearer.
 const WARM_UP: Duration = Duration::from_secs(1);
-const SETTLING: Duration = Duration::from_millis(20);
+const SETTLING: Duration = Duration::from_millis(200);
 /// How long a busy machine may take to begin with CPU samples.
 const START_LIMIT: Duration = Duration::from_secs(20);
 /// The threads that answer on the profiles port.
@@ -181,7 +182,7 @@ fn shares(server: &Server, port: SocketAddr, round: &mut Round<'_>) -> Result<Sh
     let workers_before = server.cpu_of_threads(WORKERS)?;
     let profile = Exchange::begin(port, &format!("GET /debug/pprof/profile?seconds={PROFILE_SECONDS}&hz=100"))?;
     // The load ends a little early, so that the rest of the profile shows nothing but the collecting.
-    work(round, Duration::from_secs(PROFILE_SECONDS) - SETTLING * 5)?;
+    work(round, Duration::from_secs(PROFILE_SECONDS) - SETTLING)?;
     let workers = server.cpu_of_threads(WORKERS)?;
     let profile = pprof::decode(&profile.end()?);
     let reported = server.cpu_of_threads(WORKERS)?;
