@@ -100,7 +100,8 @@ mod tests {
         let conn = Connection::open_in_memory().unwrap();
         conn.execute_batch(&format!(
             "CREATE TABLE ChannelParticipant (session_id); INSERT INTO ChannelParticipant VALUES ({left_behind}), (NULL);
-             CREATE TABLE DMInvite (initiator_session_id, target_session_id);"
+             CREATE TABLE DMInvite (initiator_session_id, target_session_id);
+             CREATE TABLE scd_shadowed (session_id);"
         ))
         .unwrap();
         let set_back = SessionIds::new(&conn, 0).unwrap();
