@@ -51,7 +51,8 @@ impl Doors {
     /// A fresh key pair; the path of the private half.
     fn key(&self, name: &str) -> PathBuf {
         let path = self.server.home().join(name);
-        let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"]).arg(&path).status();
+        let made =
+            Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"]).arg(&path).status();
         assert!(made.expect("apt-get install openssh-client").success());
         path
     }
@@ -302,8 +303,11 @@ fn ssh_says_its_name_first_and_waits_ten_seconds_at_most() {
 
 #[test]
 fn the_limit_of_an_address_counts_all_ways_together() {
-    let doors =
-        Doors::open(Settings::new().set("limits", "max_connections_per_ip", 2).set("limits", "exempt_networks", Vec::<&str>::new()));
+    let doors = Doors::open(Settings::new().set("limits", "max_connections_per_ip", 2).set(
+        "limits",
+        "exempt_networks",
+        Vec::<&str>::new(),
+    ));
     let (_first, _second) = (doors.server.client(), doors.by_web());
     let mut third = Client::over(Link::connect_web(doors.web).unwrap());
     assert_eq!(third.expect_error(5003), "Too many connections from your address");
@@ -401,12 +405,25 @@ fn servers_json_is_what_the_web_site_reads() {
     let body: Value = serde_json::from_str(body).unwrap();
     assert_eq!((&body["count"], &body["servers"][0]["Name"]), (&Value::from(1), &Value::from("Ours")));
     let keys: Vec<_> = body["servers"][0].as_object().unwrap().keys().cloned().collect();
-    let expected =
-        ["ChannelCount", "Description", "Hostname", "IsPublic", "MaxUsers", "Name", "Port", "UptimeSeconds", "UserCount"];
+    let expected = [
+        "ChannelCount",
+        "Description",
+        "Hostname",
+        "IsPublic",
+        "MaxUsers",
+        "Name",
+        "Port",
+        "UptimeSeconds",
+        "UserCount",
+    ];
     assert_eq!(keys, expected);
 
     assert!(doors.get("/anything").starts_with("HTTP/1.1 404"));
-    assert!(doors.http("POST /ws HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").starts_with("HTTP/1.1 405"));
+    assert!(
+        doors
+            .http("POST /ws HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            .starts_with("HTTP/1.1 405")
+    );
     let closed = Doors::open(Settings::new().set("discovery", "directory_enabled", false));
     assert!(closed.get("/servers.json").starts_with("HTTP/1.1 404"));
 }

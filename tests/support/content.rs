@@ -26,7 +26,10 @@ pub fn tables(conn: &Connection) -> Tables {
 pub fn rows_of(conn: &Connection, table: &str, columns: &[String]) -> Vec<Vec<String>> {
     let values: Vec<String> =
         columns.iter().map(|column| format!("typeof({column}) || ' ' || hex({column})")).collect();
-    let sql = format!("SELECT {} FROM {table} ORDER BY rowid", values.join(", "));
+    let has_rowid: bool =
+        conn.query_row("SELECT NOT wr FROM pragma_table_list WHERE name = ?1", [table], |row| row.get(0)).unwrap();
+    let order = if has_rowid { "rowid" } else { "1, 2" };
+    let sql = format!("SELECT {} FROM {table} ORDER BY {order}", values.join(", "));
     let mut statement = conn.prepare(&sql).unwrap();
     let rows = statement.query_map([], |row| (0..columns.len()).map(|column| row.get(column)).collect()).unwrap();
     rows.map(Result::unwrap).collect()
