@@ -20,8 +20,10 @@ pub struct Fact {
     pub position: usize,
     pub is_deleted: bool,
     pub author_user: Option<UserId>,
-    /// Shadow bans under which it was written, now or once, each with the session.
+    /// Shadow bans under which it was posted, each with the session: no list ever showed it to others.
     pub hidden_by: Vec<(BanId, SessionId)>,
+    /// Somebody may have missed it, or its last text.
+    pub was_hidden: bool,
 }
 
 /// Something that a run came by.
@@ -174,16 +176,18 @@ impl Facts {
 
     /// Whether it ever was hidden from somebody.
     pub fn was_hidden(&self, message: MessageId) -> bool {
-        self.messages.get(&message).is_some_and(|fact| !fact.hidden_by.is_empty())
+        self.messages.get(&message).is_some_and(|fact| fact.was_hidden)
     }
 
     pub fn has_account(&self, name: &str) -> bool {
         self.accounts.contains(name.as_bytes())
     }
 
-    /// The message was written under these bans.
-    pub fn hide(&mut self, message: MessageId, bans: Vec<(BanId, SessionId)>) {
-        if let Some(fact) = self.messages.get_mut(&message) {
+    /// The message was posted or edited under these bans.
+    pub fn hide(&mut self, message: MessageId, bans: Vec<(BanId, SessionId)>, is_new: bool) {
+        let Some(fact) = self.messages.get_mut(&message) else { return };
+        fact.was_hidden |= !bans.is_empty();
+        if is_new {
             fact.hidden_by = bans;
         }
     }
@@ -222,6 +226,7 @@ impl Facts {
                     is_deleted: false,
                     author_user: author.user,
                     hidden_by: Vec::new(),
+                    was_hidden: false,
                 };
                 self.messages.insert(message.id, fact);
             }

@@ -739,7 +739,8 @@ impl View {
         let missing = facts.messages.iter().find(|(id, fact)| {
             let is_due = **id > oldest && (fact.position < heard.since || **id <= newest);
             is_due
-                && fact.hidden_by.is_empty()
+                && !fact.was_hidden
+                && !facts.was_hidden(fact.root)
                 && is_of_topic(id, fact)
                 && !fact.is_deleted
                 && !listed.contains(id)

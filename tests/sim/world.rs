@@ -912,9 +912,12 @@ impl World {
     }
 
     fn note_hidden(&mut self, result: &Result<Event, Refusal>) {
-        if let Ok(Event::Posted(Message { id, .. }) | Event::Edited { message: id, .. }) = result {
-            self.facts.hide(*id, self.memory.hidden_by(*id));
-        }
+        let (id, is_new) = match result {
+            Ok(Event::Posted(Message { id, .. })) => (*id, true),
+            Ok(Event::Edited { message, .. }) => (*message, false),
+            _ => return,
+        };
+        self.facts.hide(id, self.memory.hidden_by(id), is_new);
     }
 
     fn bad_luck(&mut self, percent: usize) -> bool {
