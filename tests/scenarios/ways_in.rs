@@ -114,7 +114,7 @@ fn spend_a_day([ann, bob]: &mut [Client; 2]) {
     assert_eq!(bob.expect_broadcast("NEW_MESSAGE")["content"], "who is there?");
     steps::follow(ann, root);
     let reply = steps::posted(bob, steps::reply(yard, root, &[b'x'; 3000]));
-    ann.expect_matching("NEW_MESSAGE", |message| message["message_id"] == reply.0.to_string());
+    ann.expect_matching("NEW_MESSAGE", |message| steps::number(&message["message_id"]) == reply.0);
     let edit = EditMessage { message_id: root, new_content: Bounded(b"anybody there?") };
     assert_eq!(ann.ask(edit, "MESSAGE_EDITED")["success"], true);
     assert_eq!(bob.expect_broadcast("MESSAGE_EDITED")["new_content"], "anybody there?");
@@ -143,6 +143,9 @@ fn spend_a_day([ann, bob]: &mut [Client; 2]) {
     bob.expect_matching("SERVER_PRESENCE", |seen| seen["nickname"] == "ann" && seen["online"] == false);
 }
 
+/// How somebody of that name comes in.
+type Way<'w> = &'w mut dyn FnMut(&Doors, &str) -> Client;
+
 #[test]
 fn a_day_is_the_same_by_every_way() {
     let register = |mut client: Client, name: &str| {
@@ -152,7 +155,7 @@ fn a_day_is_the_same_by_every_way() {
         client
     };
     let mut browser = Browser::open();
-    let ways: [&mut dyn FnMut(&Doors, &str) -> Client; 4] = [
+    let ways: [Way<'_>; 4] = [
         &mut |doors, name| register(Client::connect(doors.server.address()), name),
         &mut |doors, name| register(doors.by_web(), name),
         &mut |doors, name| register(Client::over(Link::connect_browser(&mut browser, doors.web)), name),
