@@ -1481,3 +1481,15 @@ fn what_is_posted_under_a_shadow_ban_is_hidden_until_it_is_lifted() {
     assert_eq!(list(other.viewer()), 2);
     assert_eq!(posted(server.write(post(&marked, GENERAL, None, "free"))).audience, Audience::Everybody);
 }
+
+#[test]
+fn an_account_cannot_take_a_name_that_was_banned_before() {
+    let server = Server::new();
+    let ann = server.register("ann");
+    let rename = || Command::Rename { user: ann.user.unwrap(), nickname: name("goblin") };
+    server.write(ban("goblin", false, None)).unwrap();
+    assert_eq!(server.refusal(rename()), Refusal::NicknameBanned);
+    server.write(administer(Act::Unban(Subject::User { user: None, nickname: Some(name("goblin")) }))).unwrap();
+    server.write(ban("goblin", true, None)).unwrap();
+    server.write(rename()).unwrap();
+}

@@ -79,12 +79,17 @@ fn rename(shard: &mut Shard, key: SessionKey, signed_in: SignedIn, nickname: Nam
     if becomes_admin && signed_in.flags & FLAG_ADMIN == 0 {
         return nickname_response(shard, key, false, IN_USE);
     }
-    let user = signed_in.user;
+    let (user, wanted) = (signed_in.user, nickname.clone());
     shard.submit(key, Command::Rename { user, nickname }, move |shard, key, result| match result {
         Ok(Event::Renamed { nickname, granted, .. }) => {
             let flags = shard.settings.flags_for(&nickname, signed_in.flags) | granted;
             shard.set_account(key, Some(SignedIn { flags, user }));
             adopt(shard, key, nickname, owner);
+        }
+        // The ban came between the question and the writer, so the shard knows it by now.
+        Err(Refusal::NicknameBanned) => {
+            let text = shard.refusing_ban(None, &wanted).map(|ban| ban_text(&ban));
+            nickname_response(shard, key, false, text.as_deref().unwrap_or(IN_USE));
         }
         Err(Refusal::NicknameTaken) => nickname_response(shard, key, false, IN_USE),
         Ok(_) | Err(_) => shard.error(key, ErrorCode::Internal, "Failed to update nickname"),

@@ -254,6 +254,8 @@ pub enum Refusal {
     /// Nickname in use, as an account, an alias, or a case variant of either.
     NicknameTaken,
     UserNotFound,
+    /// The nickname is banned.
+    NicknameBanned,
     /// Nothing that could be lifted.
     NoActiveBan,
     NoSshKeys,

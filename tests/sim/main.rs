@@ -57,6 +57,7 @@ const KEPT_SEEDS: &[(u64, &str)] = &[
     (0, "a post refused at once was answered before the posts in front of it"),
     (8, "a full queue swallowed an answer, and the session stayed open until something else happened"),
     (15, "a session that took over the place of another heard of presence before its first answer"),
+    (2776, "an account took a name that was banned meanwhile, and its other sessions stayed"),
     (32, "a session was idle although its frames lay behind one that waited for the store"),
 ];
 

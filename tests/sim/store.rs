@@ -435,6 +435,9 @@ impl Memory {
         if self.is_taken(nickname, Some(user)) {
             return Err(Refusal::NicknameTaken);
         }
+        if self.refuses(None, nickname) {
+            return Err(Refusal::NicknameBanned);
+        }
         let account = self.account(user)?;
         let former = std::mem::replace(&mut account.nickname, nickname.clone());
         account.has_alias = true;

@@ -39,6 +39,9 @@ pub(super) fn rename(scope: &Scope<'_>, user: UserId, nickname: &Name) -> Result
     if is_taken(scope.conn, nickname, Some(user))? {
         return Err(Refusal::NicknameTaken.into());
     }
+    if bans::refusing(scope.conn, None, Some(nickname), scope.now)?.is_some_and(|ban| !ban.shadow) {
+        return Err(Refusal::NicknameBanned.into());
+    }
     // A rename to the name of the day leaves that name; a first one keeps it.
     row::execute(
         scope.conn,
