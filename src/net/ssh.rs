@@ -191,6 +191,8 @@ async fn serve(site: Arc<Site>, stream: TcpStream, peer: SocketAddr, place: Admi
     let in_time = async {
         if timeout(HANDSHAKE_TIMEOUT, channels.opened.notified()).await.is_ok() {
             channels.ended.notified().await;
+            // Told to leave, OpenSSH drops what it has not written yet; by itself it leaves when all is written.
+            sleep(FAREWELL).await;
         }
     };
     tokio::pin!(running);
@@ -198,7 +200,7 @@ async fn serve(site: Arc<Site>, stream: TcpStream, peer: SocketAddr, place: Admi
         ended = &mut running => return log_end(ended),
         () = in_time => {}
     }
-    // A client that has no channel any more, or none in time, has no business here.
+    // Who stays without a channel, or had none in time, has no business here.
     if handle.disconnect(Disconnect::ByApplication, String::new(), String::new()).await.is_err() {
         debug!("the client left first");
     }
