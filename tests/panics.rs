@@ -13,13 +13,12 @@ use superchat::net::door::Door;
 use superchat::net::stream::Socket;
 use superchat::net::{CloseReason, Gate, tcp};
 use superchat::passwords::{HashJob, Passwords};
-use superchat::shard::settings::{DirectoryEntry, InForce};
-use superchat::shard::{Bus, ChatSettings, Parts, Rates, ShardEvent};
+use superchat::shard::settings::InForce;
+use superchat::shard::{Bus, Parts, Rates, ShardEvent};
 use superchat::store::{Answer, Busy, Deliver as _, Query, Store, Submission, Ticket};
 use superchat::supervise;
 use superchat::wire::client::SetNickname;
 use superchat::wire::codec::Bounded;
-use superchat::wire::server::ServerConfig;
 use superchat::wire::{ClientMessage, ServerMessage};
 use support::Client;
 
@@ -51,44 +50,6 @@ impl Passwords for NoPasswords {
     }
 }
 
-fn settings() -> ChatSettings {
-    ChatSettings {
-        announced: ServerConfig {
-            protocol_version: 2,
-            max_message_rate: 0,
-            max_channel_creates: 0,
-            inactive_cleanup_days: 90,
-            max_connections_per_ip: 0,
-            max_message_length: 4096,
-            max_thread_subscriptions: 50,
-            max_channel_subscriptions: 10,
-            directory_enabled: false,
-        },
-        message_bytes_max: 4096,
-        thread_subscriptions_max: 50,
-        channel_subscriptions_max: 10,
-        idle_timeout_ms: None,
-        idle_notice: false,
-        sanitize_content: true,
-        outbox_bytes_max: 1 << 20,
-        requests_per_second: None,
-        messages_per_minute: None,
-        channels_per_hour: None,
-        dms_per_hour: None,
-        auth_attempts_per_minute: None,
-        admin_users: Vec::new(),
-        moderator_users: Vec::new(),
-        directory: DirectoryEntry {
-            enabled: false,
-            hostname: String::new(),
-            port: 0,
-            name: String::new(),
-            description: String::new(),
-            users_max: 0,
-        },
-    }
-}
-
 fn metrics() -> Arc<Metrics> {
     Metrics::new(MetricsOptions {
         shards: 1,
@@ -108,7 +69,7 @@ fn take(nickname: &str) -> SetNickname<'_> {
 
 #[test]
 fn a_panic_in_a_handler_ends_one_session_only() {
-    let (bus, metrics, settings) = (Arc::new(Bus::new(1)), metrics(), Arc::new(settings()));
+    let (bus, metrics, settings) = (Arc::new(Bus::new(1)), metrics(), Arc::new(support::chat::unlimited()));
     let parts = Parts {
         id: 0,
         settings: Arc::clone(&settings),

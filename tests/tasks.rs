@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+#[path = "support/chat.rs"]
+#[allow(unreachable_pub, reason = "modules of a test binary have no other crate to be reached from")]
+mod chat;
 #[path = "support/clock.rs"]
 #[allow(dead_code, reason = "each test binary uses the part it needs")]
 #[allow(unreachable_pub, reason = "modules of a test binary have no other crate to be reached from")]
@@ -21,11 +24,9 @@ use superchat::net::stream::Socket;
 use superchat::net::{Gate, tcp};
 use superchat::passwords::{HashJob, Passwords};
 use superchat::profile::tasks::{self, Doing, Kind, TaskInfo};
-use superchat::shard::settings::DirectoryEntry;
-use superchat::shard::{Accepted, Bus, ChatSettings, Parts, Rates, ShardEvent};
+use superchat::shard::{Accepted, Bus, Parts, Rates, ShardEvent};
 use superchat::store::{Answer, Busy, Channel, ChannelType, Deliver as _, Query, Store, Submission, Ticket};
 use superchat::wire::codec::{Bounded, Wire};
-use superchat::wire::server::ServerConfig;
 use superchat::wire::{ClientMessage, ServerMessage, client, frame};
 
 const SHARDS: usize = 2;
@@ -67,7 +68,7 @@ impl Server {
     fn start() -> Self {
         let bus = Arc::new(Bus::new(SHARDS));
         let health = Health::new("", SHARDS, superchat::clock::monotonic_ms());
-        let (metrics, settings) = (Metrics::new(metrics_options()), Arc::new(settings()));
+        let (metrics, settings) = (Metrics::new(metrics_options()), Arc::new(chat::unlimited()));
         let rates = Arc::new(Rates::new(&settings));
         let parts = |id| Parts {
             id,
@@ -144,44 +145,6 @@ fn channel(id: u64) -> Channel {
         created_by: None,
         parent: None,
         participants: None,
-    }
-}
-
-fn settings() -> ChatSettings {
-    ChatSettings {
-        announced: ServerConfig {
-            protocol_version: 2,
-            max_message_rate: 0,
-            max_channel_creates: 0,
-            inactive_cleanup_days: 90,
-            max_connections_per_ip: 0,
-            max_message_length: 4096,
-            max_thread_subscriptions: 10,
-            max_channel_subscriptions: 10,
-            directory_enabled: false,
-        },
-        message_bytes_max: 4096,
-        thread_subscriptions_max: 10,
-        channel_subscriptions_max: 10,
-        idle_timeout_ms: None,
-        idle_notice: false,
-        sanitize_content: true,
-        outbox_bytes_max: 64 << 20,
-        requests_per_second: None,
-        messages_per_minute: None,
-        channels_per_hour: None,
-        dms_per_hour: None,
-        auth_attempts_per_minute: None,
-        admin_users: Vec::new(),
-        moderator_users: Vec::new(),
-        directory: DirectoryEntry {
-            enabled: false,
-            hostname: String::new(),
-            port: 0,
-            name: String::new(),
-            description: String::new(),
-            users_max: 0,
-        },
     }
 }
 

@@ -30,6 +30,9 @@ mod store;
 mod view;
 mod world;
 
+#[path = "../support/chat.rs"]
+mod chat;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -17,16 +17,13 @@ use superchat::net::{CloseReason, Gate};
 use superchat::passwords::{DeliverHash, HashJob, HashOutcome, Passwords};
 use superchat::shard::presence::TICK_MS;
 use superchat::shard::session::{Session, SessionKey};
-use superchat::shard::settings::DirectoryEntry;
 use superchat::shard::{Bus, ChatSettings, Departed, Now, Parts, Rates, Shard, ShardEvent};
 use superchat::store::{
     Act, Admin, Administer, Answer, Audience, Busy, ChannelType, Command, Deliver, Event, Message, Name, Outcome,
     Query, Refusal, Store, Subject, Submission, Ticket, Viewer,
 };
-use superchat::wire::server::ServerConfig;
 use superchat::wire::{ClientMessage, ServerMessage};
 
-use crate::dms;
 use crate::facts::{Facts, Milestone};
 use crate::link::{Link, Pace, Socket};
 use crate::random::Random;
@@ -35,6 +32,7 @@ use crate::rule::{Check, Rule, Violation, ensure};
 use crate::sabotage::Sabotage;
 use crate::store::{Desk, Memory, seed_channel};
 use crate::view::{Owed, Seen};
+use crate::{chat, dms};
 
 /// Channels, and as many threads, that a session may subscribe to.
 pub const SUBSCRIPTIONS_MAX: usize = 4;
@@ -365,44 +363,17 @@ fn furnish() -> (Memory, Facts) {
 }
 
 fn settings(plan: &Plan, sabotage: Option<Sabotage>) -> ChatSettings {
-    let subscriptions = u16::try_from(SUBSCRIPTIONS_MAX).unwrap();
     ChatSettings {
-        announced: ServerConfig {
-            protocol_version: 2,
-            max_message_rate: 0,
-            max_channel_creates: 0,
-            inactive_cleanup_days: 90,
-            max_connections_per_ip: 0,
-            max_message_length: 4096,
-            max_thread_subscriptions: subscriptions,
-            max_channel_subscriptions: subscriptions,
-            directory_enabled: false,
-        },
-        message_bytes_max: 4096,
         thread_subscriptions_max: SUBSCRIPTIONS_MAX,
         channel_subscriptions_max: SUBSCRIPTIONS_MAX,
         idle_timeout_ms: plan.idle_timeout_ms,
         idle_notice: plan.idle_notice,
-        sanitize_content: true,
         outbox_bytes_max: match sabotage {
             Some(Sabotage::EndlessPatience) => usize::MAX,
             _ => plan.outbox_bytes_max,
         },
-        requests_per_second: None,
-        messages_per_minute: None,
-        channels_per_hour: None,
-        dms_per_hour: None,
-        auth_attempts_per_minute: None,
         admin_users: vec![NAMES[0].to_owned()],
-        moderator_users: Vec::new(),
-        directory: DirectoryEntry {
-            enabled: false,
-            hostname: String::new(),
-            port: 0,
-            name: String::new(),
-            description: String::new(),
-            users_max: 0,
-        },
+        ..chat::unlimited()
     }
 }
 

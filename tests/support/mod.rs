@@ -17,6 +17,7 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 pub mod browser;
+pub mod chat;
 pub mod client;
 pub mod clock;
 pub mod content;
