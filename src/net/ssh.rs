@@ -4,7 +4,7 @@
 //! and has opened a channel, a connection has a place within its address's limit, ten seconds, and a few attempts.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
@@ -12,11 +12,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use bytes::{Buf as _, BytesMut};
 use russh::keys::{PrivateKey, PublicKey};
 use russh::server::{self, Auth, ChannelOpenHandle, Config, Handler, Msg, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, MethodKind, MethodSet, Pty, SshId};
-use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy};
-use tokio::net::unix::OwnedReadHalf;
+use socket2::{SockRef, Socket};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -25,12 +27,12 @@ use tracing::{debug, warn};
 
 use super::Admission;
 use super::door::Door;
-use super::ssh_login::{Login, Refused};
+use super::ssh_login::{Identity, Login, Refused};
 use super::stream;
 use crate::metrics::Transport;
 use crate::profile::tasks::{self, place};
-use crate::shard::KeyLogin;
 use crate::supervise;
+use crate::wire::frame::LENGTH_MAX;
 
 /// Clients check the beginning (BEHAVIOUR.md 1.8).
 const IDENTIFICATION: &str = "SSH-2.0-SuperChat";
@@ -48,7 +50,9 @@ const KEEPALIVES_MAX: usize = 3;
 /// What a client may send into a channel ahead of its session, and the messages that may wait for it.
 const WINDOW_BYTES: u32 = 128 * 1024;
 const WAITING_MAX: usize = 8;
-/// Of what a session answers.
+/// What a client may be ahead of its session: a frame of the longest, and requests that wait for their turn.
+const AHEAD_BYTES_MAX: usize = 2 * LENGTH_MAX as usize;
+/// Of each direction of a session.
 const BUFFER_BYTES: usize = 8 * 1024;
 
 /// Pause after a failed accept, as without descriptors.
@@ -178,35 +182,51 @@ async fn serve(site: Arc<Site>, stream: TcpStream, peer: SocketAddr, place: Admi
     if let Err(error) = stream.set_nodelay(true) {
         return debug!(%error, "connection lost before it was served");
     }
+    let line = match SockRef::from(&stream).try_clone() {
+        Ok(line) => Line(line),
+        Err(error) => return debug!(%error, "connection lost before it was served"),
+    };
     let channels = Arc::new(Channels::default());
     let visitor =
         Visitor { site: Arc::clone(&site), peer, place: Some(place), identity: None, channels: Arc::clone(&channels) };
-    let handshake = server::run_stream(Arc::clone(&site.config), stream, visitor);
-    let running = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
-        Ok(Ok(running)) => running,
-        Ok(Err(error)) => return debug!("SSH handshake failed: {error}"),
-        Err(_) => return debug!("SSH handshake failed: no identification in time"),
-    };
-    let handle = running.handle();
-    let in_time = async {
-        if timeout(HANDSHAKE_TIMEOUT, channels.opened.notified()).await.is_ok() {
-            channels.ended.notified().await;
-            // Told to leave, OpenSSH drops what it has not written yet; by itself it leaves when all is written.
-            sleep(FAREWELL).await;
+    let opening = async {
+        let mut running = server::run_stream(Arc::clone(&site.config), stream, visitor).await?;
+        tokio::select! {
+            ended = &mut running => ended.and(Err(russh::Error::Disconnect)),
+            () = channels.opened.notified() => Ok(running),
         }
     };
-    tokio::pin!(running);
+    let mut running = match timeout(HANDSHAKE_TIMEOUT, opening).await {
+        Ok(Ok(running)) => running,
+        Ok(Err(error)) => return debug!("SSH handshake failed: {error}"),
+        Err(_) => return debug!("SSH handshake failed: no session in time"),
+    };
+    let handle = running.handle();
     tokio::select! {
         ended = &mut running => return log_end(ended),
-        () = in_time => {}
+        () = channels.stay_closed() => {}
     }
-    // Who stays without a channel, or had none in time, has no business here.
-    if handle.disconnect(Disconnect::ByApplication, String::new(), String::new()).await.is_err() {
-        debug!("the client left first");
-    }
-    match timeout(FAREWELL, running).await {
+    let leave = async {
+        if handle.disconnect(Disconnect::ByApplication, String::new(), String::new()).await.is_err() {
+            debug!("the client left first");
+        }
+        running.await
+    };
+    match timeout(FAREWELL, leave).await {
         Ok(ended) => log_end(ended),
         Err(_) => debug!("a client of the SSH port did not leave in time"),
+    }
+    drop(line);
+}
+
+/// A connection's own handle to its socket. The library goes on waiting for a client that was told to leave; without the
+/// socket it cannot.
+struct Line(Socket);
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        // It may be closed already.
+        let _already_closed = self.0.shutdown(Shutdown::Both);
     }
 }
 
@@ -224,6 +244,20 @@ struct Channels {
     opened: Notify,
     /// The last one is gone.
     ended: Notify,
+}
+
+impl Channels {
+    /// Until there was none for long enough that the client could leave by itself: told to, OpenSSH drops what it has not
+    /// written yet.
+    async fn stay_closed(&self) {
+        loop {
+            self.ended.notified().await;
+            sleep(FAREWELL).await;
+            if self.open.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+        }
+    }
 }
 
 /// One of them, until it is dropped.
@@ -251,21 +285,24 @@ struct Visitor {
     peer: SocketAddr,
     /// Held for the connection, then for its first session.
     place: Option<Admission>,
-    identity: Option<KeyLogin>,
+    identity: Option<Identity>,
     channels: Arc<Channels>,
 }
 
 impl Visitor {
     /// Makes a session of a channel.
-    fn enter(&mut self, channel: Channel<Msg>) -> Result<(), ChannelOpenFailure> {
-        let prohibited = ChannelOpenFailure::AdministrativelyProhibited;
-        let identity = self.identity.clone().ok_or(prohibited)?;
+    async fn enter(&mut self, channel: Channel<Msg>) -> Result<(), ChannelOpenFailure> {
+        let login = match &self.identity {
+            Some(identity) => self.site.login.session(identity).await,
+            None => None,
+        };
+        let login = login.ok_or(ChannelOpenFailure::AdministrativelyProhibited)?;
         let place = match self.place.take() {
             Some(place) => place,
             None => self.site.door.admit(self.peer).map_err(|_| ChannelOpenFailure::ResourceShortage)?,
         };
         let (session, bridged) = stream::pair().map_err(|_| ChannelOpenFailure::ResourceShortage)?;
-        self.site.door.enter(bridged, self.peer, place, Transport::Ssh, Some(identity));
+        self.site.door.enter(bridged, self.peer, place, Transport::Ssh, Some(login));
         let open = Open::new(&self.channels);
         tasks::spawn(place!(), async move {
             let _open = open;
@@ -277,20 +314,44 @@ impl Visitor {
 
 /// Both directions, until the session has ended and the client was told. A client that says nothing more is still answered.
 async fn carry(channel: Channel<Msg>, session: UnixStream) {
-    let (mut from_client, to_client) = tokio::io::split(channel.into_stream());
-    let (from_session, mut to_session) = session.into_split();
-    let inward = async {
-        let copied = copy(&mut from_client, &mut to_session).await;
-        copied.and(to_session.shutdown().await)
-    };
-    let (mut inward, mut outward) = (pin!(inward), pin!(carry_out(from_session, to_client)));
+    let (from_client, to_client) = tokio::io::split(channel.into_stream());
+    let (from_session, to_session) = session.into_split();
+    let (mut inward, mut outward) = (pin!(carry_in(from_client, to_session)), pin!(carry_out(from_session, to_client)));
     let ended = tokio::select! {
         ended = &mut outward => ended,
-        Ok(()) = &mut inward => outward.await,
+        ended = &mut inward => match ended {
+            Ok(()) => outward.await,
+            Err(error) => Err(error),
+        },
     };
     if let Err(error) = ended {
         debug!(%error, "an SSH session was cut");
     }
+}
+
+/// What the client says. The library stops everything of a connection, its answers too, while a channel does not take what
+/// comes for it; so this takes it, up to a bound, whatever the session does. A session that takes no more may still have
+/// something to say.
+async fn carry_in(mut from_client: impl AsyncRead + Unpin, mut to_session: OwnedWriteHalf) -> io::Result<()> {
+    let (mut chunk, mut waiting) = ([0; BUFFER_BYTES], BytesMut::new());
+    loop {
+        tokio::select! {
+            count = from_client.read(&mut chunk) => match count? {
+                0 => break,
+                count if waiting.len() + count > AHEAD_BYTES_MAX => return Err(io::ErrorKind::QuotaExceeded.into()),
+                count => waiting.extend_from_slice(&chunk[..count]),
+            },
+            taken = to_session.write(&waiting), if !waiting.is_empty() => match taken {
+                Ok(count) if count < waiting.len() => waiting.advance(count),
+                // An idle client keeps no buffer.
+                Ok(_) => waiting = BytesMut::new(),
+                Err(_) => return Ok(()),
+            },
+        }
+    }
+    // It may have ended first.
+    let _taken = to_session.write_all(&waiting).await.and(to_session.shutdown().await);
+    Ok(())
 }
 
 async fn carry_out(mut from_session: OwnedReadHalf, mut to_client: impl AsyncWrite + Unpin) -> io::Result<()> {
@@ -324,7 +385,7 @@ impl Handler for Visitor {
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), Self::Error> {
-        match self.enter(channel) {
+        match self.enter(channel).await {
             Ok(()) => reply.accept().await,
             Err(reason) => reply.reject(reason).await,
         }

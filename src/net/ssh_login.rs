@@ -1,9 +1,10 @@
 //! Signing in by key (BEHAVIOUR.md 1.8): whose key it is, or an account made for it. Called only once the client has proved
 //! to hold the key.
 
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use tracing::{error, info, warn};
 use crate::clock;
 use crate::desk::{Desk, DeskError};
 use crate::handlers::{auth, keys};
+use crate::ids::UserId;
 use crate::log;
 use crate::metrics::{AuthMethod, AuthResult, Metrics};
 use crate::passwords;
@@ -32,6 +34,13 @@ const REGISTRATIONS_PERIOD_MS: u64 = 3600 * 1000;
 /// Who gives no name.
 const NAMELESS: &str = "user";
 const LABEL: &[u8] = b"Auto-registered";
+
+/// Who holds a key, for as long as the connection lasts. What the account may do is asked anew for each session.
+#[derive(Debug)]
+pub(super) struct Identity {
+    user: UserId,
+    fingerprint: Box<str>,
+}
 
 /// The key does not sign in. The reason is in the log; SSH has no words for it.
 #[derive(Debug, PartialEq, Eq)]
@@ -68,13 +77,20 @@ pub fn host_key(path: &Path) -> Result<PrivateKey, HostKeyError> {
     }
 }
 
-/// Whole or not at all: a host key that is cut short would keep the server from starting.
+/// Whole or not at all: a host key that is cut short would keep the server from starting, and one that a power cut takes
+/// back would frighten every client that saw it.
 fn save(path: &Path, text: &[u8]) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
     let draft = path.with_extension("new");
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+    // Left behind by a crash, perhaps with another mode.
+    std::fs::remove_file(&draft)
+        .or_else(|error| (error.kind() == io::ErrorKind::NotFound).then_some(()).ok_or(error))?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
     file.write_all(text)?;
     file.sync_all()?;
-    std::fs::rename(&draft, path)
+    std::fs::rename(&draft, path)?;
+    File::open(folder)?.sync_all()
 }
 
 /// What it takes to find out who somebody is.
@@ -96,21 +112,45 @@ impl Login {
     ///
     /// # Errors
     /// [`Refused`].
-    pub(super) async fn by_key(&self, user: &str, key: &PublicKey, address: IpAddr) -> Result<KeyLogin, Refused> {
+    pub(super) async fn by_key(&self, user: &str, key: &PublicKey, address: IpAddr) -> Result<Identity, Refused> {
         let user = if user.is_empty() { NAMELESS } else { user };
         let fingerprint: Box<str> = key.fingerprint(HashAlg::Sha256).to_string().into();
         let attempt = Attempt { login: self, user, fingerprint, address };
-        let found = self.desk.ask(&*self.store, Query::AccountByKey { fingerprint: attempt.fingerprint.clone() }).await;
-        match found {
+        let user = match self.owner(&attempt.fingerprint).await {
             Ok(Answer::Account { account: Some(account), ban }) => {
                 if let Some(ban) = ban.filter(|ban| !ban.shadow) {
                     return Err(attempt.refuse(AuthResult::Banned, &banned(&ban)));
                 }
-                attempt.sign_in(account).await
+                attempt.sign_in(account).await?
             }
-            Ok(Answer::Account { account: None, .. }) => attempt.register(key).await,
-            Ok(_) | Err(_) => Err(attempt.refuse(AuthResult::Failed, "the database does not answer")),
+            Ok(Answer::Account { account: None, .. }) => attempt.register(key).await?,
+            Ok(_) | Err(_) => return Err(attempt.refuse(AuthResult::Failed, "the database does not answer")),
+        };
+        Ok(Identity { user, fingerprint: attempt.fingerprint })
+    }
+
+    /// What a session begins with; `None` when the account is gone, was banned, or lost the key since it signed in.
+    pub(super) async fn session(&self, identity: &Identity) -> Option<KeyLogin> {
+        let Ok(Answer::Account { account: Some(account), ban }) = self.owner(&identity.fingerprint).await else {
+            return None;
+        };
+        if account.id != identity.user || ban.is_some_and(|ban| !ban.shadow) {
+            return None;
         }
+        let flags = self.store_sign_in(&account, &identity.fingerprint).await.ok()?;
+        Some(KeyLogin { user: account.id, nickname: account.nickname, flags })
+    }
+
+    async fn owner(&self, fingerprint: &str) -> Result<Answer, DeskError> {
+        self.desk.ask(&*self.store, Query::AccountByKey { fingerprint: fingerprint.into() }).await
+    }
+
+    /// The flags that the account has from now on.
+    async fn store_sign_in(&self, account: &Account, fingerprint: &str) -> Result<u8, DeskError> {
+        let flags = self.settings.get().flags_for(&account.nickname, account.flags);
+        let command = Command::SignInByKey { user: account.id, flags, fingerprint: fingerprint.into() };
+        let event = self.desk.submit(&*self.store, command).await?;
+        Ok(if let Event::SignedIn { flags, .. } = event { flags } else { flags })
     }
 }
 
@@ -143,18 +183,15 @@ impl Attempt<'_> {
         self.refuse(AuthResult::Failed, "the database does not answer")
     }
 
-    async fn sign_in(&self, account: Account) -> Result<KeyLogin, Refused> {
-        let flags = self.login.settings.get().flags_for(&account.nickname, account.flags);
-        let command = Command::SignInByKey { user: account.id, flags, fingerprint: self.fingerprint.clone() };
-        match self.login.desk.submit(&*self.login.store, command).await {
-            Ok(event) => {
-                let flags = if let Event::SignedIn { flags, .. } = event { flags } else { flags };
+    async fn sign_in(&self, account: Account) -> Result<UserId, Refused> {
+        match self.login.store_sign_in(&account, &self.fingerprint).await {
+            Ok(flags) => {
                 auth::log_cleared_flag(&account, flags);
                 self.login.metrics.auth(AuthMethod::SshKey, AuthResult::Ok);
                 let (nickname, id) = (String::from_utf8_lossy(&account.nickname), account.id);
                 info!(target: "security", user = %nickname,
                     "SSH auth: user {nickname} (ID: {id}, fingerprint: {})", self.fingerprint);
-                Ok(KeyLogin { user: account.id, nickname: account.nickname, flags })
+                Ok(id)
             }
             Err(DeskError::Refused(Refusal::UserNotFound | Refusal::SshKeyNotFound)) => {
                 Err(self.refuse(AuthResult::Failed, "the public key does not match any account"))
@@ -164,16 +201,17 @@ impl Attempt<'_> {
     }
 
     /// An account for an unknown key, under the name that the client gave itself.
-    async fn register(&self, key: &PublicKey) -> Result<KeyLogin, Refused> {
+    async fn register(&self, key: &PublicKey) -> Result<UserId, Refused> {
         let Some(nickname) = text::nickname(self.user.as_bytes()) else {
             return Err(self
                 .refuse(AuthResult::Failed, "the name is no nickname, and the public key does not match any account"));
         };
         let taken = self.login.desk.ask(&*self.login.store, Query::Account { nickname: nickname.clone() }).await;
         match taken {
-            Ok(Answer::Account { account: None, ban: None }) => {}
-            Ok(Answer::Account { account: None, ban: Some(ban) }) => {
-                return Err(self.refuse(AuthResult::Banned, &banned(&ban)));
+            Ok(Answer::Account { account: None, ban }) => {
+                if let Some(ban) = ban.filter(|ban| !ban.shadow) {
+                    return Err(self.refuse(AuthResult::Banned, &banned(&ban)));
+                }
             }
             Ok(Answer::Account { account: Some(_), .. }) => return Err(self.refuse_taken()),
             Ok(_) => return Err(self.refuse(AuthResult::Failed, "the database does not answer")),
@@ -187,19 +225,19 @@ impl Attempt<'_> {
         self.store_account(nickname, key).await
     }
 
-    async fn store_account(&self, nickname: crate::store::Name, key: NewSshKey) -> Result<KeyLogin, Refused> {
+    async fn store_account(&self, nickname: crate::store::Name, key: NewSshKey) -> Result<UserId, Refused> {
         let Some(password_hash) = unknown_password().await else {
             return Err(self.refuse(AuthResult::Failed, "no password could be made"));
         };
         let flags = self.login.settings.get().flags_for(&nickname, 0);
         let command = Command::RegisterByKey { nickname: nickname.clone(), password_hash, flags, key: Box::new(key) };
         match self.login.desk.submit(&*self.login.store, command).await {
-            Ok(Event::Registered { user, nickname, flags }) => {
+            Ok(Event::Registered { user, nickname, .. }) => {
                 self.login.metrics.auth(AuthMethod::SshKey, AuthResult::Ok);
                 let name = String::from_utf8_lossy(&nickname);
                 info!(target: "security", user = %name,
                     "Auto-registered new user {name} (ID: {user}) via SSH (fingerprint: {})", self.fingerprint);
-                Ok(KeyLogin { user, nickname, flags })
+                Ok(user)
             }
             Err(DeskError::Refused(Refusal::NicknameTaken)) => Err(self.refuse_taken()),
             Ok(_) => Err(self.refuse(AuthResult::Failed, "the database does not answer")),
@@ -234,11 +272,14 @@ mod tests {
     #[test]
     fn a_host_key_is_made_once_for_the_server_alone_and_never_changed() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("ssh_host_key");
+        let path = directory.path().join("keys/ssh_host_key");
+        std::fs::create_dir(directory.path().join("keys")).unwrap();
+        std::fs::write(path.with_extension("new"), "left behind, for all to read").unwrap();
         let made = host_key(&path).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(host_key(&path).unwrap().fingerprint(HashAlg::Sha256), made.fingerprint(HashAlg::Sha256));
 
+        assert!(host_key(&directory.path().join("not/there/yet/key")).is_ok());
         std::fs::write(&path, "no key").unwrap();
         assert!(matches!(host_key(&path), Err(HostKeyError::Unreadable { .. })));
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "no key");
