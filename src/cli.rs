@@ -310,7 +310,7 @@ pub enum AdminChannel {
     Create {
         /// Name, as in `general`; `parent/name` makes a subchannel
         name: String,
-        /// Shown name [default: # and the name]
+        /// Shown name (default: # and the name)
         #[arg(long, value_name = "TEXT")]
         display_name: Option<String>,
         /// Description

@@ -4,13 +4,14 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use superchat::ids::{ChannelId, InviteId};
+use superchat::ids::{ChannelId, InviteId, UserId};
 use superchat::wire::client::{
-    AddSshKey, ChangePassword, DeleteMessage, DeleteSshKey, EditMessage, JoinChannel, ListSshKeys, RegisterUser,
-    SetNickname, SubscribeChannel, UpdateSshKeyLabel,
+    AddSshKey, ChangePassword, DeleteMessage, DeleteSshKey, DeleteUser, Disconnect, EditMessage, JoinChannel,
+    ListSshKeys, Logout, RegisterUser, SetNickname, SubscribeChannel, UpdateSshKeyLabel,
 };
 use superchat::wire::codec::Bounded;
 
@@ -19,8 +20,9 @@ use super::dms::{allow, start_dm};
 use super::steps;
 use crate::support::browser::Browser;
 use crate::support::client::PATIENCE;
+use crate::support::link::ssh;
 use crate::support::server::free_port;
-use crate::support::{Client, Incoming, Link, Server, Settings};
+use crate::support::{Client, Incoming, Link, Server, Settings, clock};
 
 /// A server with all ways in.
 struct Doors {
@@ -183,6 +185,117 @@ fn a_key_opens_an_account_and_comes_back_to_it_under_any_name() {
     let log = doors.server.output();
     assert_eq!(log.matches("Auto-registered new user boss").count(), 1, "{log}");
     assert_eq!(log.matches("SSH auth: user boss").count(), 2, "{log}");
+}
+
+/// OpenSSH's client as the master of further sessions, which go by the socket at `path`.
+struct Master<'d> {
+    doors: &'d Doors,
+    user: &'d str,
+    key: PathBuf,
+    path: PathBuf,
+    client: Child,
+}
+
+impl<'d> Master<'d> {
+    /// Signed in, without a session.
+    fn sign_in(doors: &'d Doors, user: &'d str) -> Self {
+        let (key, path) = (doors.key(user), doors.server.home().join(format!("{user}.master")));
+        let mut command = ssh(doors.ssh, user, &key);
+        let client = command.args(["-M", "-N", "-S"]).arg(&path).arg("127.0.0.1").spawn().unwrap();
+        clock::poll(PATIENCE, || path.exists().then_some(())).expect("the master is signed in");
+        Self { doors, user, key, path, client }
+    }
+
+    fn session(&self) -> Link {
+        let mut command = ssh(self.doors.ssh, self.user, &self.key);
+        // By the master, or not at all.
+        command.args(["-o", "ProxyCommand=false", "-S"]).arg(&self.path).arg("127.0.0.1");
+        Link::through(&mut command)
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.client), signal).unwrap();
+    }
+}
+
+impl Drop for Master<'_> {
+    fn drop(&mut self) {
+        let _already_gone = self.client.kill();
+        let _status = self.client.wait();
+    }
+}
+
+/// How many sockets the server has open.
+fn sockets(server: &Server) -> usize {
+    let open = fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
+    let open = open.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    open.filter(|target| target.to_string_lossy().starts_with("socket:")).count()
+}
+
+#[test]
+fn who_does_not_leave_by_ssh_loses_the_socket() {
+    let doors = Doors::open(Settings::new());
+    let before = sockets(&doors.server);
+    // One of them signs in and says nothing more, the other had a session; both stand still when they are told to leave.
+    let silent = Master::sign_in(&doors, "silent");
+    let former = Master::sign_in(&doors, "former");
+    let mut session = Client::over(former.session());
+    session.expect_reply("AUTH_RESPONSE");
+    assert!(sockets(&doors.server) > before);
+    session.send(Disconnect { reason: None });
+    session.expect_close();
+    silent.signal(Signal::STOP);
+    former.signal(Signal::STOP);
+    clock::poll(PATIENCE * 2, || (sockets(&doors.server) <= before).then_some(())).expect("their sockets are closed");
+}
+
+#[test]
+fn a_key_is_looked_at_anew_for_every_session() {
+    let doors = Doors::open(Settings::new().admins(&["boss"]));
+    let mut boss = steps::registered(&doors.server, "boss");
+    let master = Master::sign_in(&doors, "ann");
+    let mut first = Client::over(master.session());
+    let user = steps::number(&first.expect_reply("AUTH_RESPONSE")["user_id"]);
+    let mut second = Client::over(master.session());
+    second.expect_reply("AUTH_RESPONSE");
+    second.send(Logout {});
+    second.quiet();
+    assert_eq!(boss.ask(DeleteUser { user_id: UserId(user) }, "USER_DELETED")["success"], true);
+    first.expect_close();
+    assert_eq!(master.session().next(PATIENCE), Incoming::Closed, "the account is gone");
+}
+
+#[test]
+fn a_client_that_writes_ahead_still_hears_its_answers() {
+    let doors = Doors::open(Settings::new());
+    let mut ssh = doors.by_ssh("ahead", &doors.key("ahead"));
+    steps::join(&mut ssh, FORUM);
+    for _ in 0..50 {
+        ssh.ask(post(&[b'x'; 4096]), "MESSAGE_POSTED");
+    }
+    const LISTS: usize = 400;
+    let list = crate::connections::bytes(
+        "LIST_MESSAGES",
+        json!({ "channel_id": "2", "subchannel_id": null, "limit": 50,
+        "before_id": null, "parent_id": null, "after_id": null }),
+    );
+    for _ in 0..LISTS {
+        ssh.send_raw(&list);
+    }
+    for _ in 0..LISTS {
+        ssh.expect_reply("MESSAGE_LIST");
+    }
+}
+
+#[test]
+fn a_shadow_ban_on_a_name_is_not_told_to_a_new_key() {
+    let doors = Doors::open(Settings::new().admins(&["boss"]));
+    let mut boss = steps::registered(&doors.server, "boss");
+    let ban =
+        json!({ "user_id": null, "nickname": "ghost", "reason": "", "shadowban": true, "duration_seconds": null });
+    boss.send_json("BAN_USER", ban);
+    assert_eq!(boss.expect_reply("USER_BANNED")["success"], true);
+    doors.by_ssh("ghost", &doors.key("ghost"));
 }
 
 #[test]

@@ -152,20 +152,16 @@ impl Link {
     /// # Panics
     /// Without that client.
     pub fn connect_ssh(address: SocketAddr, user: &str, key: &Path) -> Self {
+        Self::through(ssh(address, user, key).arg(address.ip().to_string()))
+    }
+
+    /// Starts a program whose standard input and output are the connection.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn through(command: &mut Command) -> Self {
         let (stream, clients) = UnixStream::pair().unwrap();
         let clients = OwnedFd::from(clients);
-        let mut command = Command::new("ssh");
-        command.args(["-F", "none", "-T", "-p", &address.port().to_string(), "-l", user, "-i"]).arg(key);
-        for option in [
-            "BatchMode=yes",
-            "IdentitiesOnly=yes",
-            "StrictHostKeyChecking=no",
-            "UserKnownHostsFile=/dev/null",
-            "LogLevel=ERROR",
-        ] {
-            command.args(["-o", option]);
-        }
-        command.arg(address.ip().to_string());
         command.stdin(Stdio::from(clients.try_clone().unwrap())).stdout(Stdio::from(clients));
         let client = command.spawn().unwrap_or_else(|error| panic!("apt-get install openssh-client: {error}"));
         Self::over(Carrier::Ssh { stream, client })
@@ -243,6 +239,22 @@ impl Link {
         self.bytes.drain(..used);
         Some(incoming)
     }
+}
+
+/// OpenSSH's client for a server at `address`, short of further options and the host.
+pub fn ssh(address: SocketAddr, user: &str, key: &Path) -> Command {
+    let mut command = Command::new("ssh");
+    command.args(["-F", "none", "-T", "-p", &address.port().to_string(), "-l", user, "-i"]).arg(key);
+    for option in [
+        "BatchMode=yes",
+        "IdentitiesOnly=yes",
+        "StrictHostKeyChecking=no",
+        "UserKnownHostsFile=/dev/null",
+        "LogLevel=ERROR",
+    ] {
+        command.args(["-o", option]);
+    }
+    command
 }
 
 /// What the next message brings; nothing when there is none any more.
