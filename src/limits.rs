@@ -1,4 +1,19 @@
-//! Every bound of the server that is not a setting, with its reason.
+//! Every bound of the server that is not a setting, with its reason, and whom a bound counts as one.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+/// Who counts as one: an address, or the /64 network that IPv6 gives to one customer. An IPv4 address is the same in
+/// either form.
+#[must_use]
+pub fn party(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+        v4 => v4,
+    }
+}
 
 /// Deepest reply that is stored; clients rebuild threads by recursion (BEHAVIOUR.md 2.0).
 pub const THREAD_DEPTH_MAX: u32 = 200;
@@ -95,3 +110,15 @@ const _: () = assert!(
 );
 // A page of the longest messages of ours fits one frame, with 100 bytes of other fields each.
 const _: () = assert!(LIST_MESSAGES_MAX as usize * (CONTENT_BYTES_MAX + 100) < crate::wire::frame::PAYLOAD_BYTES_MAX);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_customer_is_an_address_or_a_network_of_64_bits() {
+        let of = |address: &str| party(address.parse().unwrap()).to_string();
+        assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+        assert_eq!((of("192.0.2.7").as_str(), of("::ffff:192.0.2.7").as_str()), ("192.0.2.7", "192.0.2.7"));
+    }
+}

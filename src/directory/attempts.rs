@@ -3,10 +3,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use foldhash::fast::RandomState;
 
+use crate::limits::party;
 use crate::shard::rate::SlidingWindow;
 use crate::store::ServerAddress;
 
@@ -23,18 +24,6 @@ const REMEMBERED_MAX: usize = 4096;
 /// Connections to one machine, whatever its ports and names, in an hour. Listed servers are checked beside that.
 const PER_TARGET_MAX: u32 = 60;
 const HOUR_MS: u64 = 3_600_000;
-
-/// Who counts as one: an address, or the network that IPv6 gives to one customer.
-#[must_use]
-pub fn party(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-        }
-        v4 => v4,
-    }
-}
 
 /// What becomes of the wish to verify a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

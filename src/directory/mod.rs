@@ -41,7 +41,6 @@ use crate::supervise;
 use crate::text;
 use crate::wire::records::ServerEntry;
 
-pub use attempts::party;
 pub use reach::Reach;
 pub use registry::{Claim, Registry, Taken};
 use verify::{NotFound, resolve, verify};

@@ -2,7 +2,7 @@
 //! [`crate::directory`].
 
 use crate::directory::{self, Taken};
-use crate::limits::{LIST_SERVERS_DEFAULT, LIST_SERVERS_MAX};
+use crate::limits::{LIST_SERVERS_DEFAULT, LIST_SERVERS_MAX, party};
 use crate::metrics::RateLimit;
 use crate::shard::Shard;
 use crate::shard::session::SessionKey;
@@ -24,7 +24,7 @@ pub fn refuse_before_reading(shard: &mut Shard, key: SessionKey, code: u8) -> bo
         shard.error(key, ErrorCode::UnsupportedVersion, "Directory mode not enabled on this server");
         return true;
     }
-    let sender = directory::party(shard.clients.session(key).address());
+    let sender = party(shard.clients.session(key).address());
     let now = shard.now.mono;
     let is_admitted = match is_registration {
         true => shard.rates.registrations_by_address.admit(sender, now),
