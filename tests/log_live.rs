@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use superchat::ids::ChannelId;
 use superchat::wire::client::{AuthRequest, PostMessage, SubscribeChannel};
 use superchat::wire::codec::Bounded;
+use support::server::free_port;
 use support::{Client, Incoming, Server, Settings, clock};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -125,18 +126,26 @@ fn requests_of_all_shards_have_numbers_of_their_own() {
 
 #[test]
 fn a_start_says_what_operators_look_for() {
-    let server = Server::start(Settings::new().set("admin", "metrics_listen", "127.0.0.1:0"));
+    let (ssh, http) = (free_port(), free_port());
+    let settings = Settings::new().set("admin", "metrics_listen", "127.0.0.1:0");
+    let server = Server::start(settings.set("server", "ssh_port", ssh).set("server", "http_port", http));
     let port = server.address().port();
     let texts = [
         format!("Config: {}", server.home().join("config.toml").display()),
         format!("Database: {}", server.database().display()),
         "Available channels (5):".to_owned(),
         "Metrics server listening on :".to_owned(),
-        "Directory mode enabled".to_owned(),
+        "Directory mode enabled (servers can register)".to_owned(),
         format!("SuperChat server {} started successfully", env!("CARGO_PKG_VERSION")),
         format!("Port: {port}"),
+        format!("SSH Port: {ssh}"),
+        format!("SSH Host Key: {}", server.home().join("data/superchat/ssh_host_key").display()),
+        format!("SSH server listening on :{ssh}"),
+        format!("Public HTTP server listening on :{http} (/servers.json, /ws)"),
         "Available connection methods:".to_owned(),
         format!("  - Binary Protocol (TCP): port {port}"),
+        format!("  - SSH: port {ssh}"),
+        format!("  - WebSocket: port {http} (ws://server:{http}/ws)"),
         format!("Server started on port {port}"),
     ];
     for text in texts {

@@ -99,8 +99,8 @@ pub struct HttpParts {
     pub allowed_origins: Vec<String>,
     /// Peers whose X-Forwarded-For is believed.
     pub trusted_proxies: Vec<IpNet>,
-    /// Free of the limit per address.
-    pub exempt: Vec<IpNet>,
+    /// Counts connections that are no sessions yet, within [`limits`].
+    pub gate: Arc<Gate>,
     pub servers: ListedServers,
     /// Called should the thread end by itself.
     pub on_panic: Box<dyn FnOnce() + Send>,
@@ -113,16 +113,21 @@ pub struct HttpServer {
     thread: JoinHandle<()>,
 }
 
+/// How many connections the port takes, per address and in all; exempt networks are free of the former.
+#[must_use]
+pub fn limits(exempt: Vec<IpNet>) -> (Option<u32>, Option<u32>, Vec<IpNet>) {
+    (Some(CONNECTIONS_PER_ADDRESS_MAX), Some(CONNECTIONS_MAX), exempt)
+}
+
 impl HttpServer {
     /// Starts serving.
     ///
     /// # Errors
     /// When the system gives no thread, or no way to watch the socket.
     pub fn start(parts: HttpParts) -> io::Result<Self> {
-        let HttpParts { listener, door, allowed_origins, trusted_proxies, exempt, servers, on_panic } = parts;
+        let HttpParts { listener, door, allowed_origins, trusted_proxies, gate, servers, on_panic } = parts;
         listener.set_nonblocking(true)?;
         ROUTES.iter().for_each(|route| door.metrics.http_route(SERVER, route.path));
-        let gate = Gate::new(Some(CONNECTIONS_PER_ADDRESS_MAX), Some(CONNECTIONS_MAX), exempt);
         let site = Site { door, gate, allowed_origins, trusted_proxies, servers };
         let stop: Arc<[Notify; 2]> = Arc::default();
         let stopped = Arc::clone(&stop);
@@ -235,7 +240,7 @@ struct Site {
 /// Every path that is served here.
 const ROUTES: &[Route] = &[
     Route { path: "/ws", head: false, answer: |site, visit| Box::pin(async { site.open_session(visit) }) },
-    Route { path: "/servers.json", head: true, answer: |site, _| Box::pin(site.list_servers()) },
+    Route { path: "/servers.json", head: true, answer: |site, visit| Box::pin(site.list_servers(visit)) },
 ];
 
 type Answer<'a> = Pin<Box<dyn Future<Output = Response<String>> + 'a>>;
@@ -314,7 +319,11 @@ impl Site {
             || self.allowed_origins.iter().any(|allowed| allowed.as_bytes().eq_ignore_ascii_case(origin.as_bytes()))
     }
 
-    async fn list_servers(&self) -> Response<String> {
+    async fn list_servers(&self, visit: Visit<'_>) -> Response<String> {
+        let client = client_address(visit.peer, visit.request.headers(), &self.trusted_proxies);
+        if let Err(refusal) = self.door.gate.check_ban(client.ip(), clock::wall_ms()) {
+            return text(StatusCode::FORBIDDEN, refusal.text());
+        }
         let servers = match tasks::at(site!("wait for the list of servers"), (self.servers)()).await {
             Ok(servers) => servers,
             Err(NoList::Off) => return text(StatusCode::NOT_FOUND, "not found"),

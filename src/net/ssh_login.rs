@@ -18,6 +18,7 @@ use crate::clock;
 use crate::desk::{Desk, DeskError};
 use crate::handlers::{auth, keys};
 use crate::ids::UserId;
+use crate::limits::party;
 use crate::log;
 use crate::metrics::{AuthMethod, AuthResult, Metrics};
 use crate::passwords;
@@ -27,7 +28,7 @@ use crate::shard::settings::InForce;
 use crate::store::{Account, Answer, Command, Event, NewSshKey, Query, Refusal, Store};
 use crate::text;
 
-/// Accounts that one address may have made, and in which time (BEHAVIOUR.md 1.8).
+/// Accounts that one party may have made, and in which time (BEHAVIOUR.md 1.8).
 const REGISTRATIONS_MAX: u32 = 10;
 const REGISTRATIONS_PERIOD_MS: u64 = 3600 * 1000;
 
@@ -217,7 +218,7 @@ impl Attempt<'_> {
             Ok(_) => return Err(self.refuse(AuthResult::Failed, "the database does not answer")),
             Err(error) => return Err(self.refuse_unanswered(error)),
         }
-        if !self.login.registrations.admit(self.address, clock::monotonic_ms()) {
+        if !self.login.registrations.admit(party(self.address), clock::monotonic_ms()) {
             warn!(target: "security", "SSH auto-register rate limit exceeded from {}", log::peer(self.address));
             return Err(self.refuse(AuthResult::Throttled, "auto-registration rate limit exceeded"));
         }

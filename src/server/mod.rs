@@ -37,7 +37,7 @@ use crate::log::{self, LogOptions, Logging, Tap};
 use crate::metrics::Metrics;
 use crate::net::door::{Door, Doorman};
 use crate::net::ssh_login::HostKeyError;
-use crate::net::{Gate, backlog, tcp};
+use crate::net::{Gate, backlog, http, tcp};
 use crate::operator;
 use crate::operator::server::{OperatorParts, OperatorServer};
 use crate::passwords::{DeliverHash, Passwords, Pool};
@@ -210,6 +210,8 @@ fn run(
     let bus = Arc::new(Bus::new(shards));
     let (per_address_max, total_max, exempt) = door_limits(settings);
     let gate = Gate::new(per_address_max, total_max, exempt);
+    let (per_address_max, total_max, exempt) = http::limits(settings.limits.exempt_networks.clone());
+    let http_gate = Gate::new(per_address_max, total_max, exempt);
     let doorman = Doorman { gate: Arc::clone(&gate), shards: Arc::clone(&bus) as _ };
     let desk = Arc::new(Desk::new(Arc::new(doorman)));
     let (store, channels) = start_store(settings, database, &desk, &metrics, &health, fatal.clone())?;
@@ -251,7 +253,16 @@ fn run(
         directory::Inside { settings, in_force: &in_force, metrics: &metrics, store: &store_of_all, desk: &desk, port };
     let directory = directory::start(&about, registry, claims)?;
     let operator_parts = (Arc::clone(&store_of_all), Arc::clone(&desk), Arc::clone(&bus), Arc::clone(&in_force));
-    let inside = Inside { door: Arc::new(door), store: store_of_all, desk, settings, in_force: &in_force, fatal };
+    let door = Arc::new(door);
+    let inside = Inside {
+        door,
+        http_gate: Arc::clone(&http_gate),
+        store: store_of_all,
+        desk,
+        settings,
+        in_force: &in_force,
+        fatal,
+    };
     let mut ways_in = WaysIn::start(listeners, &inside)?;
     drop(inside);
     admin_password::reset(settings, &operator_parts.0, &operator_parts.1);
@@ -259,7 +270,8 @@ fn run(
     health.set_listening(true);
     info!("Server started on port {port}");
 
-    let running = Running { bus: Arc::clone(&bus), rates, gate, chat: in_force, token, log: log.clone(), port };
+    let running =
+        Running { bus: Arc::clone(&bus), rates, gate, http_gate, chat: in_force, token, log: log.clone(), port };
     let mut reloader = Reloader::new(loaded, environment, flags, running);
     let watched = Watched { metrics: &metrics, health: &health, log, notifier, reloader: &mut reloader };
     let failed = runtime.block_on(watch(&mut signals, &mut failures, watched));
@@ -384,7 +396,9 @@ fn announce_channels(channels: &[Channel]) {
 fn announce_start(settings: &Settings, database: &Path, port: u16) {
     let limit = backlog::limit();
     let shown = limit.map_or_else(|| "unknown".to_owned(), |limit| limit.to_string());
-    info!("TCP server listening on :{port} (kernel listen backlog: {shown})");
+    if port > 0 {
+        info!("TCP server listening on :{port} (kernel listen backlog: {shown})");
+    }
     if let Some(backlog) = limit.filter(|limit| *limit < backlog::ADVISED) {
         warn!(
             "the kernel listen backlog is {backlog}; raise net.core.somaxconn to {} for bursts of clients",

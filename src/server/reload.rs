@@ -8,7 +8,7 @@ use super::settings::{chat_settings, door_limits, log_ip, metrics_token};
 use crate::admin::BearerToken;
 use crate::config::{self, ConfigError, Entry, Environment, Flags, Loaded, Reloaded, Settings};
 use crate::log::Logging;
-use crate::net::Gate;
+use crate::net::{Gate, http};
 use crate::shard::settings::InForce;
 use crate::shard::{Bus, Rates, ShardEvent};
 
@@ -17,6 +17,7 @@ pub(super) struct Running {
     pub(super) bus: Arc<Bus>,
     pub(super) rates: Arc<Rates>,
     pub(super) gate: Arc<Gate>,
+    pub(super) http_gate: Arc<Gate>,
     pub(super) chat: Arc<InForce>,
     pub(super) token: BearerToken,
     pub(super) log: Logging,
@@ -70,6 +71,8 @@ impl<'a> Reloader<'a> {
         let chat = Arc::new(chat_settings(settings, running.port));
         let (per_address_max, total_max, exempt) = door_limits(settings);
         running.gate.set_limits(per_address_max, total_max, exempt);
+        let (per_address_max, total_max, exempt) = http::limits(settings.limits.exempt_networks.clone());
+        running.http_gate.set_limits(per_address_max, total_max, exempt);
         running.rates.configure(&chat);
         running.chat.replace(Arc::clone(&chat));
         for shard in 0..running.bus.shards() {

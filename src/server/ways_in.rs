@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZero;
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -12,6 +13,7 @@ use super::ServeError;
 use super::directory::listed_servers;
 use crate::config::Settings;
 use crate::desk::Desk;
+use crate::net::Gate;
 use crate::net::acceptor::{Acceptor, AcceptorParts, listen};
 use crate::net::door::Door;
 use crate::net::http::{HttpParts, HttpServer};
@@ -74,6 +76,7 @@ fn port(listener: &TcpListener) -> io::Result<u16> {
 /// Whom the ways in work for.
 pub(super) struct Inside<'a> {
     pub(super) door: Arc<Door>,
+    pub(super) http_gate: Arc<Gate>,
     pub(super) store: Arc<dyn Store>,
     pub(super) desk: Arc<Desk>,
     pub(super) settings: &'a Settings,
@@ -95,19 +98,14 @@ impl WaysIn {
     /// A host key that cannot be used, or no threads.
     pub(super) fn start(listeners: Listeners, inside: &Inside<'_>) -> Result<Self, ServeError> {
         let Listeners { chat, ssh, http } = listeners;
-        let ports = [("Binary Protocol (TCP)", &chat), ("SSH", &ssh), ("WebSocket", &http)];
-        let ports: Vec<_> = ports.iter().filter_map(|(name, at)| Some((*name, port(at.as_ref()?).ok()?))).collect();
+        let ports = [&chat, &ssh, &http].map(|listener| listener.as_ref().and_then(|listener| port(listener).ok()));
         // Nobody gets in before the host key turned out to be usable.
         let ways = Self {
             ssh: ssh.map(|listener| start_ssh(listener, inside)).transpose()?,
             http: http.map(|listener| start_http(listener, inside)).transpose()?,
             chat: chat.map(|listener| start_chat(listener, inside)).transpose()?,
         };
-        info!("Available connection methods:");
-        for (name, port) in ports {
-            let path = if name == "WebSocket" { format!(" (ws://server:{port}/ws)") } else { String::new() };
-            info!("  - {name}: port {port}{path}");
-        }
+        log_ports(ports, &inside.settings.server.ssh_host_key);
         Ok(ways)
     }
 
@@ -137,6 +135,28 @@ impl WaysIn {
     }
 }
 
+/// In the words that operators look for (BEHAVIOUR.md 10.4).
+fn log_ports([chat, ssh, http]: [Option<u16>; 3], host_key: &Path) {
+    if let Some(port) = ssh {
+        info!("SSH server listening on :{port}");
+        info!("SSH Port: {port}");
+        info!("SSH Host Key: {}", host_key.display());
+    }
+    if let Some(port) = http {
+        info!("Public HTTP server listening on :{port} (/servers.json, /ws)");
+    }
+    info!("Available connection methods:");
+    if let Some(port) = chat {
+        info!("  - Binary Protocol (TCP): port {port}");
+    }
+    if let Some(port) = ssh {
+        info!("  - SSH: port {port}");
+    }
+    if let Some(port) = http {
+        info!("  - WebSocket: port {port} (ws://server:{port}/ws)");
+    }
+}
+
 fn start_chat(listener: TcpListener, inside: &Inside<'_>) -> Result<Acceptor, ServeError> {
     let on_panic = fails("accepting thread", inside.fatal.clone());
     Ok(Acceptor::start(AcceptorParts { listener, door: Arc::clone(&inside.door), on_panic })?)
@@ -159,7 +179,7 @@ fn start_http(listener: TcpListener, inside: &Inside<'_>) -> Result<HttpServer, 
         door: Arc::clone(&inside.door),
         allowed_origins: inside.settings.server.allowed_origins.clone(),
         trusted_proxies: inside.settings.server.trusted_proxies.clone(),
-        exempt: inside.settings.limits.exempt_networks.clone(),
+        gate: Arc::clone(&inside.http_gate),
         servers: listed_servers(in_force, metrics, store, desk),
         on_panic: fails("HTTP thread", inside.fatal.clone()),
     };

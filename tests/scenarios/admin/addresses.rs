@@ -1,6 +1,6 @@
 //! BAN_IP and UNBAN_IP. Addresses of the loopback network stand for peers near and far.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::*;
@@ -123,6 +123,11 @@ fn a_banned_address_is_refused_by_every_way_in() {
     let last: Vec<_> = before.expect_close().into_iter().map(|frame| frame.name).collect();
     assert_eq!(last, ["ERROR", "DISCONNECT"]);
     assert_eq!(farewell(&mut Link::connect_web_from(NEAR, at(http)).unwrap()), refused());
+    let mut page = String::new();
+    let mut stream = stream_from(NEAR, at(http)).unwrap();
+    stream.write_all(b"GET /servers.json HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    stream.read_to_string(&mut page).unwrap();
+    assert!(page.starts_with("HTTP/1.1 403 ") && page.ends_with("Your IP address is banned\n"), "{page}");
     // Before the handshake, without a word.
     let mut words = Vec::new();
     let mut stream = stream_from(NEAR, at(ssh)).unwrap();
