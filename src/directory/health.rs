@@ -63,14 +63,21 @@ async fn check(site: &Site, address: ServerAddress) {
     match confirm(site, &address).await {
         Ok(()) => {}
         Err(NotListed::NotFound(NotFound::TooOften)) => debug!("{}: it is being dialled already", address.host),
-        Err(reason) => info!("Directory health check failed: {}:{}: {reason}", address.host, address.port),
+        // Not the server's fault.
+        Err(reason @ NotListed::Store(_)) => {
+            info!("Directory health check: {}:{}: {reason}", address.host, address.port)
+        }
+        Err(reason) => {
+            site.registry.missed(&address);
+            info!("Directory health check failed: {}:{}: {reason}", address.host, address.port);
+        }
     }
 }
 
 async fn confirm(site: &Site, address: &ServerAddress) -> Result<(), NotListed> {
     let targets = resolve(address, site.reach).await?;
-    verify(&site.registry, &targets, true).await?;
-    site.registry.found(address, &targets);
+    let proved_at = verify(&site.registry, &targets, site.registry.proved_at(address)).await?;
+    site.registry.found(address, &targets, proved_at);
     site.desk.submit(&*site.store, Command::ConfirmServer { address: address.clone() }).await?;
     Ok(())
 }
