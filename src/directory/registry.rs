@@ -10,7 +10,7 @@ use tokio::sync::mpsc::{self, Receiver, Sender};
 
 use super::attempts::{Attempts, Begin};
 use crate::clock;
-use crate::limits::SERVERS_MAX;
+use crate::limits::{SERVERS_MAX, party};
 use crate::profile::waits::Mutex;
 use crate::store::{DiscoveredVia, ServerAddress, ServerRecord};
 
@@ -173,11 +173,12 @@ impl Registry {
         }
     }
 
-    /// Other servers that were found at `target`'s machine.
+    /// Other servers that were found at `target`'s machine, or in its IPv6 network.
     pub(super) fn others_at(&self, address: &ServerAddress, target: IpAddr) -> usize {
         let places = self.places.lock();
         let others = places.iter().filter(|(other, _)| *other != address);
-        others.filter(|(_, place)| place.addresses.contains(&target.to_canonical())).count()
+        let is_there = |place: &Place| place.addresses.iter().any(|address| party(*address) == party(target));
+        others.filter(|(_, place)| is_there(place)).count()
     }
 
     /// Forgets where servers are that the directory does not know any more.
@@ -252,6 +253,16 @@ mod tests {
         registry.keep_only(|address| *address == there);
         assert!(!registry.is_at(&here, ip(1)));
     }
+    #[test]
+    fn an_ipv6_network_is_one_machine_and_one_sender_is_not() {
+        let (registry, _claims) = Registry::new();
+        let target = "[2001:db8:1:2::5]:1".parse().unwrap();
+        registry.found(&record(1).address, &[target], target);
+        let others = |address: &str| registry.others_at(&record(2).address, address.parse().unwrap());
+        assert_eq!((others("2001:db8:1:2:ffff::9"), others("2001:db8:1:3::5")), (1, 0));
+        assert!(!registry.is_at(&record(1).address, "2001:db8:1:2::6".parse().unwrap()));
+    }
+
     #[test]
     fn who_is_looked_for_in_vain_three_times_is_missing_until_found() {
         let (registry, _claims) = Registry::new();
