@@ -41,6 +41,8 @@ pub(super) enum NotFound {
     OutOfReach,
     #[error("its target is being dialled, or was too often")]
     TooOften,
+    #[error("it is slower than a server that was found before may be")]
+    CheckSlow,
     #[error("{0}")]
     Dial(#[from] DialError),
 }
