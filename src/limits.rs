@@ -43,8 +43,8 @@ pub const LIST_SERVERS_DEFAULT: u16 = 100;
 /// Servers that a directory remembers: beyond, one that was not heard of lately makes room.
 pub const SERVERS_MAX: u16 = 10_000;
 
-/// Servers in the directory that one address may have registered, and that may be reached at one address: a name with
-/// a wildcard makes any number of servers out of one machine.
+/// Servers in the directory that one [`party`] may have registered, and that may be reached at one: a name with a wildcard
+/// makes any number of servers out of one machine, and so does an IPv6 network.
 pub const SERVERS_PER_ADDRESS_MAX: u16 = 32;
 
 /// Bytes of a server's name, and of its description.

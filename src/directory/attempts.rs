@@ -21,7 +21,8 @@ const PER_REGISTRANT_MAX: u32 = 8;
 /// Servers remembered at once, for the length of their pause; beyond, new ones have to wait.
 const REMEMBERED_MAX: usize = 4096;
 
-/// Connections to one machine, whatever its ports and names, in an hour. Listed servers are checked beside that.
+/// Connections to one machine, whatever its ports and names, in an hour. Servers that were found there are checked beside
+/// that.
 const PER_TARGET_MAX: u32 = 60;
 const HOUR_MS: u64 = 3_600_000;
 
@@ -106,12 +107,13 @@ impl Attempts {
     }
 
     /// Takes the one place there is for a connection to `target`; whether it is free. A place that is taken must be given
-    /// back by [`Self::hung_up`]. Checks of listed servers are not counted against the hourly limit.
-    pub(super) fn dial(&mut self, target: SocketAddr, is_listed: bool, now: u64) -> bool {
+    /// back by [`Self::hung_up`]. Where a server `was_found`, looking again is not counted against the hourly limit: a row on
+    /// the list is not enough, as its name may lead anywhere by now.
+    pub(super) fn dial(&mut self, target: SocketAddr, was_found: bool, now: u64) -> bool {
         if self.dialling.contains(&target) {
             return false;
         }
-        let is_admitted = is_listed || self.by_target.admit(party(target.ip()), now);
+        let is_admitted = was_found || self.by_target.admit(party(target.ip()), now);
         is_admitted && self.dialling.insert(target)
     }
 
@@ -208,7 +210,7 @@ mod tests {
         attempts.hung_up(target(1));
         let dialled = (2..200).filter(|port| attempts.dial(target(*port), false, 0)).count();
         assert_eq!(dialled, 59, "a machine's ports cannot be tried one after the other");
-        assert!(attempts.dial(target(300), true, 0), "a listed server is checked all the same");
+        assert!(attempts.dial(target(300), true, 0), "a server that was found there is checked all the same");
         assert!(attempts.dial(SocketAddr::new(ip("198.51.100.8"), 1), false, 0));
     }
 }

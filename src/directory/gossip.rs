@@ -69,7 +69,8 @@ async fn ask_one(site: &Rc<Site>, teller: &ServerAddress, known: &mut HashSet<Se
 async fn listed_by(site: &Site, teller: &ServerAddress) -> Result<Vec<ServerRecord>, NotFound> {
     let targets = resolve(teller, site.reach).await?;
     let Some(target) = tried(&targets).next() else { return Err(NotFound::OutOfReach) };
-    let Some(_dialling) = site.registry.dial(target, true) else { return Err(NotFound::TooOften) };
+    let was_found = site.registry.proved_at(teller) == Some(target.ip().to_canonical());
+    let Some(_dialling) = site.registry.dial(target, was_found) else { return Err(NotFound::TooOften) };
     let (mut peer, config) = Peer::dial(target, BUDGET).await?;
     let mut heard = Vec::new();
     if config.directory_enabled {

@@ -218,7 +218,7 @@ impl Site {
         if neighbours.unwrap_or(0) >= usize::from(SERVERS_PER_ADDRESS_MAX) {
             return Err(NotListed::Crowded);
         }
-        verify(&self.registry, &targets, false).await?;
+        let proved_at = verify(&self.registry, &targets, None).await?;
         let is_own = |registrant| targets.iter().any(|target| Some(target.ip().to_canonical()) == registrant);
         let found = FoundServer {
             record: claim.record.clone(),
@@ -227,7 +227,7 @@ impl Site {
             is_own: claim.registrant.is_some() && is_own(claim.registrant),
         };
         let stored = self.desk.submit(&*self.store, Command::ListServer(Box::new(found))).await?;
-        self.registry.found(address, &targets);
+        self.registry.found(address, &targets, proved_at);
         Ok(matches!(stored, Event::ServerListed { is_new: true }))
     }
 

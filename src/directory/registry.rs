@@ -1,5 +1,5 @@
-//! What shards and the directory's thread share: wishes to be listed on their way to be verified, and at which addresses
-//! listed servers were found.
+//! What shards and the directory's thread share: wishes to be listed on their way to be verified, at which addresses listed
+//! servers were found, and which of them are found no more.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -10,12 +10,16 @@ use tokio::sync::mpsc::{self, Receiver, Sender};
 
 use super::attempts::{Attempts, Begin};
 use crate::clock;
-use crate::limits::SERVERS_MAX;
+use crate::limits::{SERVERS_MAX, party};
 use crate::profile::waits::Mutex;
 use crate::store::{DiscoveredVia, ServerAddress, ServerRecord};
 
 /// Registrations that wait to be verified.
 const CLAIMS_MAX: usize = 64;
+
+/// So many health checks in a row that do not find a server leave it to register anew. As long as a silent server stays on
+/// the list (BEHAVIOUR.md 6.1).
+const MISSED_MAX: u32 = 3;
 
 /// What becomes of a registration, as far as whoever sent it is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,8 +35,19 @@ pub enum Taken {
 pub struct Registry {
     claims: Sender<Claim>,
     attempts: Mutex<Attempts>,
-    /// Of servers that were verified by this run of the directory.
-    found_at: Mutex<HashMap<ServerAddress, Vec<IpAddr>, RandomState>>,
+    /// Of servers that this run of the directory has looked for.
+    places: Mutex<HashMap<ServerAddress, Place, RandomState>>,
+}
+
+/// What looking for a server has shown.
+#[derive(Debug, Default)]
+struct Place {
+    /// Where its name led when it was found.
+    addresses: Vec<IpAddr>,
+    /// The one of them at which it proved itself.
+    proved_at: Option<IpAddr>,
+    /// Looks in vain since then.
+    missed: u32,
 }
 
 /// A server that says it is there.
@@ -78,7 +93,7 @@ impl Registry {
     #[must_use]
     pub fn new() -> (Arc<Self>, Receiver<Claim>) {
         let (claims, taken) = mpsc::channel(CLAIMS_MAX);
-        (Arc::new(Self { claims, attempts: Mutex::default(), found_at: Mutex::default() }), taken)
+        (Arc::new(Self { claims, attempts: Mutex::default(), places: Mutex::default() }), taken)
     }
 
     /// Takes up a registration. Never waits. `now` in monotonic milliseconds.
@@ -116,36 +131,59 @@ impl Registry {
     }
 
     /// The one connection there may be to `target`; `None` while there is one, or when the machine has had enough.
-    pub(super) fn dial(&self, target: SocketAddr, is_listed: bool) -> Option<Dialling<'_>> {
-        let may = self.attempts.lock().dial(target, is_listed, clock::monotonic_ms());
+    /// A server that `was_found` there may be looked for as often as is due.
+    pub(super) fn dial(&self, target: SocketAddr, was_found: bool) -> Option<Dialling<'_>> {
+        let may = self.attempts.lock().dial(target, was_found, clock::monotonic_ms());
         // Only then: dropping one gives the place back.
         may.then(|| Dialling { registry: self, target })
     }
 
     /// Whether the server was found at `sender`'s address, or at another one of the same name.
     pub fn is_at(&self, address: &ServerAddress, sender: IpAddr) -> bool {
-        self.found_at.lock().get(address).is_some_and(|addresses| addresses.contains(&sender.to_canonical()))
+        self.places.lock().get(address).is_some_and(|place| place.addresses.contains(&sender.to_canonical()))
+    }
+
+    /// Whether the directory has looked for the server in vain too often. Its heartbeats count for nothing until it is found
+    /// again, so that nobody keeps alone on the list what is not there.
+    pub fn is_missing(&self, address: &ServerAddress) -> bool {
+        self.places.lock().get(address).is_some_and(|place| place.missed >= MISSED_MAX)
+    }
+
+    /// The address at which the server proved itself last.
+    pub(super) fn proved_at(&self, address: &ServerAddress) -> Option<IpAddr> {
+        self.places.lock().get(address)?.proved_at
     }
 
     /// The server's name has these addresses, and it was found at one of them.
-    pub(super) fn found(&self, address: &ServerAddress, addresses: &[SocketAddr]) {
-        let mut found_at = self.found_at.lock();
-        if found_at.len() < usize::from(SERVERS_MAX) || found_at.contains_key(address) {
-            let addresses = addresses.iter().map(|address| address.ip().to_canonical()).collect();
-            found_at.insert(address.clone(), addresses);
+    pub(super) fn found(&self, address: &ServerAddress, addresses: &[SocketAddr], proved_at: SocketAddr) {
+        let addresses = addresses.iter().map(|address| address.ip().to_canonical()).collect();
+        let proved_at = Some(proved_at.ip().to_canonical());
+        self.note(address, |place| *place = Place { addresses, proved_at, missed: 0 });
+    }
+
+    /// A health check did not find the server.
+    pub(super) fn missed(&self, address: &ServerAddress) {
+        self.note(address, |place| place.missed = place.missed.saturating_add(1));
+    }
+
+    fn note(&self, address: &ServerAddress, change: impl FnOnce(&mut Place)) {
+        let mut places = self.places.lock();
+        if places.len() < usize::from(SERVERS_MAX) || places.contains_key(address) {
+            change(places.entry(address.clone()).or_default());
         }
     }
 
-    /// Other servers that were found at `target`'s machine.
+    /// Other servers that were found at `target`'s machine, or in its IPv6 network.
     pub(super) fn others_at(&self, address: &ServerAddress, target: IpAddr) -> usize {
-        let found_at = self.found_at.lock();
-        let others = found_at.iter().filter(|(other, _)| *other != address);
-        others.filter(|(_, addresses)| addresses.contains(&target.to_canonical())).count()
+        let places = self.places.lock();
+        let others = places.iter().filter(|(other, _)| *other != address);
+        let is_there = |place: &Place| place.addresses.iter().any(|address| party(*address) == party(target));
+        others.filter(|(_, place)| is_there(place)).count()
     }
 
     /// Forgets where servers are that the directory does not know any more.
     pub(super) fn keep_only(&self, is_known: impl Fn(&ServerAddress) -> bool) {
-        self.found_at.lock().retain(|address, _| is_known(address));
+        self.places.lock().retain(|address, _| is_known(address));
     }
 }
 
@@ -206,11 +244,47 @@ mod tests {
     fn where_servers_are_is_known_for_as_long_as_they_are() {
         let (registry, _claims) = Registry::new();
         let (here, there) = (record(1).address, record(2).address);
-        registry.found(&here, &["[::ffff:198.51.100.1]:1".parse().unwrap(), "198.51.100.2:1".parse().unwrap()]);
+        let targets = ["[::ffff:198.51.100.1]:1".parse().unwrap(), "198.51.100.2:1".parse().unwrap()];
+        registry.found(&here, &targets, targets[0]);
+        assert_eq!((registry.proved_at(&here), registry.proved_at(&there)), (Some(ip(1)), None));
         assert!(registry.is_at(&here, ip(1)) && registry.is_at(&here, ip(2)) && !registry.is_at(&here, ip(3)));
         assert!(!registry.is_at(&there, ip(1)));
         assert_eq!((registry.others_at(&there, ip(1)), registry.others_at(&here, ip(1))), (1, 0));
         registry.keep_only(|address| *address == there);
         assert!(!registry.is_at(&here, ip(1)));
+    }
+    #[test]
+    fn an_ipv6_network_is_one_machine_and_one_sender_is_not() {
+        let (registry, _claims) = Registry::new();
+        let target = "[2001:db8:1:2::5]:1".parse().unwrap();
+        registry.found(&record(1).address, &[target], target);
+        let others = |address: &str| registry.others_at(&record(2).address, address.parse().unwrap());
+        assert_eq!((others("2001:db8:1:2:ffff::9"), others("2001:db8:1:3::5")), (1, 0));
+        assert!(!registry.is_at(&record(1).address, "2001:db8:1:2::6".parse().unwrap()));
+    }
+
+    #[test]
+    fn who_is_looked_for_in_vain_three_times_is_missing_until_found() {
+        let (registry, _claims) = Registry::new();
+        let (address, target) = (record(1).address, "198.51.100.1:1".parse().unwrap());
+        for _ in 0..2 {
+            registry.found(&address, &[target], target);
+            for _ in 0..3 {
+                assert!(!registry.is_missing(&address));
+                registry.missed(&address);
+            }
+            assert!(registry.is_missing(&address) && !registry.is_missing(&record(2).address));
+        }
+        registry.keep_only(|_| false);
+        assert!(!registry.is_missing(&address), "what is forgotten is not held against anybody");
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let (registry, _claims) = Registry::new();
+        for number in 0..=SERVERS_MAX {
+            registry.missed(&record(number).address);
+        }
+        assert_eq!(registry.places.lock().len(), usize::from(SERVERS_MAX));
     }
 }

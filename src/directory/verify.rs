@@ -4,7 +4,7 @@
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -41,6 +41,8 @@ pub(super) enum NotFound {
     OutOfReach,
     #[error("its target is being dialled, or was too often")]
     TooOften,
+    #[error("it is slower than a server that was found before may be")]
+    CheckSlow,
     #[error("{0}")]
     Dial(#[from] DialError),
 }
@@ -57,15 +59,24 @@ pub(super) async fn resolve(address: &ServerAddress, reach: Reach) -> Result<Vec
     Ok(found)
 }
 
-/// Connects to one of `targets` after the other until one proves to be a server.
+/// Connects to one of `targets` after the other until one proves to be a server, and says which. Where it was
+/// `found_before` comes first, and is not counted against the hourly limit.
 ///
 /// # Errors
 /// Why the last one did not.
-pub(super) async fn verify(registry: &Registry, targets: &[SocketAddr], is_listed: bool) -> Result<(), NotFound> {
+pub(super) async fn verify(
+    registry: &Registry,
+    targets: &[SocketAddr],
+    found_before: Option<IpAddr>,
+) -> Result<SocketAddr, NotFound> {
+    let was_found = |target: &SocketAddr| found_before == Some(target.ip().to_canonical());
+    let mut targets = targets.to_vec();
+    // Stable: others stay in the order in which they were resolved.
+    targets.sort_by_key(|target| !was_found(target));
     let mut outcome = Err(NotFound::OutOfReach);
-    for target in tried(targets) {
-        outcome = match registry.dial(target, is_listed) {
-            Some(_dialling) => challenge(target).await.map_err(NotFound::Dial),
+    for target in tried(&targets) {
+        outcome = match registry.dial(target, was_found(&target)) {
+            Some(_dialling) => challenge(target).await.map(|()| target).map_err(NotFound::Dial),
             None => Err(NotFound::TooOften),
         };
         if outcome.is_ok() {
@@ -115,5 +126,22 @@ mod tests {
         assert_eq!(of(&["1.1.1.1:1", "1.1.1.2:1", "[2a00::1]:1", "[2a00::2]:1"]), ["1.1.1.1:1", "[2a00::1]:1"]);
         assert_eq!(of(&["1.1.1.1:1", "1.1.1.2:1"]), ["1.1.1.1:1"]);
         assert_eq!(of(&[]), [""; 0]);
+    }
+    #[test]
+    fn only_where_a_server_was_found_before_is_it_looked_for_beyond_the_limit() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (registry, _claims) = Registry::new();
+        // Nobody listens there.
+        let target = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let look = |found_before: Option<&str>| {
+            let found_before = found_before.map(|address| address.parse().unwrap());
+            runtime.block_on(verify(&registry, &[target], found_before)).unwrap_err()
+        };
+        for _ in 0..60 {
+            assert!(matches!(look(Some("192.0.2.1")), NotFound::Dial(_)));
+        }
+        assert!(matches!(look(Some("192.0.2.1")), NotFound::TooOften), "its name leads elsewhere now");
+        assert!(matches!(look(None), NotFound::TooOften));
+        assert!(matches!(look(Some("127.0.0.1")), NotFound::Dial(_)));
     }
 }

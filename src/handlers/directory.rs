@@ -115,9 +115,13 @@ fn registered(shard: &mut Shard, key: SessionKey, text: &str) {
     shard.reply(key, server::RegisterAck { outcome: Err(Failed { message: text.as_bytes() }) });
 }
 
-/// HEARTBEAT: taken from the address that registered the server, or where it was found.
+/// HEARTBEAT: taken from the address that registered the server, or where it was found. A server that the directory does
+/// not find any more is as good as not registered, which makes it register anew.
 pub fn heartbeat(shard: &mut Shard, key: SessionKey, request: &client::Heartbeat<'_>) {
     let Some(address) = directory::address(request.hostname, request.port) else { return not_registered(shard, key) };
+    if shard.registry.is_missing(&address) {
+        return not_registered(shard, key);
+    }
     let sender = shard.clients.session(key).address();
     let heartbeat = Heartbeat {
         is_own: shard.registry.is_at(&address, sender),

@@ -146,6 +146,27 @@ fn one_registrant_has_so_many_servers_and_a_heartbeat_is_rarer_in_a_large_direct
 }
 
 #[test]
+fn an_ipv6_network_is_one_registrant_and_so_is_an_address_with_whatever_port() {
+    let insert = |opened: &Opened, of: &str, source: fn(u16) -> String| {
+        for number in 0..SERVERS_PER_ADDRESS_MAX {
+            let insert =
+                "INSERT INTO DiscoveredServer (hostname, port, name, description, last_heartbeat, discovered_via,
+                source_ip, created_at) VALUES (?1 || ?2, 6465, 'x', '', 1, 'registration', ?3, 1)";
+            opened.writer.execute(insert, params![of, number, source(number)]).unwrap();
+        }
+    };
+    let server = Server::prepared(|opened| {
+        insert(opened, "six", |number| format!("[2001:db8:1:2::{number:x}]:51234"));
+        insert(opened, "four", |number| format!("198.51.100.1:{}", 50_000 + number));
+    });
+    let from = |source: &str| found(source, "x", Some(source.parse().unwrap()), true);
+    assert_eq!(server.refusal(from("2001:db8:1:2:ffff::9")), Refusal::TooManyServers);
+    assert!(is_new(server.write(from("2001:db8:1:3::1"))));
+    assert_eq!(server.refusal(from("198.51.100.1")), Refusal::TooManyServers);
+    assert!(is_new(server.write(from("198.51.100.2"))));
+}
+
+#[test]
 fn a_full_directory_forgets_a_silent_server_and_refuses_where_there_is_none() {
     let fill = |opened: &Opened, at: i64| {
         let insert = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)

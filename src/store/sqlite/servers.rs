@@ -7,7 +7,7 @@ use rusqlite::{Connection, Row, params};
 
 use super::row::{self, Failure, Text};
 use super::writer::Scope;
-use crate::limits::{HOST_BYTES_MAX, SERVER_TEXT_BYTES_MAX, SERVERS_MAX, SERVERS_PER_ADDRESS_MAX};
+use crate::limits::{HOST_BYTES_MAX, SERVER_TEXT_BYTES_MAX, SERVERS_MAX, SERVERS_PER_ADDRESS_MAX, party};
 use crate::store::command::{FoundServer, Heartbeat};
 use crate::store::query::ServerScope;
 use crate::store::{DiscoveredVia, Event, Name, Refusal, ServerAddress, ServerRecord};
@@ -104,13 +104,10 @@ fn insert(scope: &Scope<'_>, found: &FoundServer) -> Result<(), Failure> {
 
 /// Refuses one more server of a registrant who has enough, and lets a silent one go when the table is full.
 fn make_room(scope: &Scope<'_>, registrant: Option<IpAddr>) -> Result<(), Failure> {
-    let count = |found: Option<i64>| found.unwrap_or(0);
-    if let Some(registrant) = registrant {
-        let own = "SELECT COUNT(*) FROM DiscoveredServer WHERE source_ip = ?1";
-        let own = count(row::first(scope.conn, own, [registrant.to_string()], |row| row::number(row, 0))?);
-        if own >= i64::from(SERVERS_PER_ADDRESS_MAX) {
-            return Err(Refusal::TooManyServers.into());
-        }
+    if let Some(registrant) = registrant
+        && has_enough(scope, registrant)?
+    {
+        return Err(Refusal::TooManyServers.into());
     }
     if known(scope)? < i64::from(SERVERS_MAX) {
         return Ok(());
@@ -122,6 +119,22 @@ fn make_room(scope: &Scope<'_>, registrant: Option<IpAddr>) -> Result<(), Failur
         ")"
     );
     if row::execute(scope.conn, FORGET, [scope.now])? == 0 { Err(Refusal::TooManyServers.into()) } else { Ok(()) }
+}
+
+/// Whether the registrant's party has as many servers as it may. The table has few rows, and a source is text that SQL cannot
+/// compare by network.
+fn has_enough(scope: &Scope<'_>, registrant: IpAddr) -> rusqlite::Result<bool> {
+    const SOURCES: &str = "SELECT source_ip FROM DiscoveredServer WHERE source_ip IS NOT NULL";
+    let mut statement = scope.conn.prepare_cached(SOURCES)?;
+    let mut rows = statement.query(())?;
+    let mut own = 0;
+    while let Some(row) = rows.next()? {
+        own += u16::from(source(row::bytes(row, 0)?).map(party) == Some(party(registrant)));
+        if own >= SERVERS_PER_ADDRESS_MAX {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn known(scope: &Scope<'_>) -> rusqlite::Result<i64> {
