@@ -205,7 +205,7 @@ pub enum Event {
     },
     /// All bans there are: somebody changed the table behind the server's back (BEHAVIOUR.md 11.4).
     BansRead(Arc<[Arc<Ban>]>),
-    /// With its bans by id. `left` are its direct messages.
+    /// With its bans by id, see [`Ban::without_account`]. `left` are its direct messages.
     UserDeleted {
         user: UserId,
         nickname: Name,

@@ -141,6 +141,7 @@ fn delete_user(scope: &mut Scope<'_>, by: &Admin, user: UserId) -> Result<Event,
     let nickname = nickname_of(scope.conn, user)?;
     audit(scope, by, &of_user("DELETE_USER", user, &nickname))?;
     let left = dms::leave_all(scope, user, &nickname)?;
+    bans::leave_account(scope, user, &nickname)?;
     row::execute(scope.conn, "UPDATE Message SET author_user_id = NULL WHERE author_user_id = ?1", [user.as_sql()])?;
     row::execute(scope.conn, "DELETE FROM User WHERE id = ?1", [user.as_sql()])?;
     Ok(Event::UserDeleted { user, nickname, left })

@@ -442,7 +442,13 @@ fn remember_bans(bans: &mut bans::Table, event: &Event) {
     match event {
         Event::Banned(ban) => drop(bans.insert(ban.id, Arc::clone(ban))),
         Event::Unbanned { bans: lifted } => lifted.iter().for_each(|ban| drop(bans.remove(ban))),
-        Event::UserDeleted { user, .. } => bans.retain(|_, ban| !ban.is_of(*user)),
+        Event::UserDeleted { user, nickname, .. } => {
+            let theirs: Vec<_> = bans.values().filter(|ban| ban.is_of(*user)).cloned().collect();
+            for ban in theirs {
+                bans.remove(&ban.id);
+                ban.without_account(nickname).map(|left| bans.insert(left.id, Arc::new(left)));
+            }
+        }
         _ => (),
     }
 }
