@@ -340,7 +340,7 @@ fn delete(actor: &Actor, message: MessageId) -> Command {
 }
 
 fn rename(actor: &Actor, nickname: &str) -> Command {
-    Command::Rename { user: actor.user.unwrap(), nickname: name(nickname) }
+    Command::Rename { user: actor.user.unwrap(), nickname: name(nickname), flags: 0 }
 }
 
 fn new_channel(text: &str, created_by: UserId, parent: Option<ChannelId>) -> Command {
@@ -889,6 +889,39 @@ fn signing_in_writes_time_and_flags() {
     assert_eq!(server.refusal(Command::SignIn { user: UserId(9), flags: 0 }), Refusal::UserNotFound);
     assert_eq!(value::<i64>(&server.shell(), "SELECT last_seen FROM User"), START + 60_000);
     assert_eq!(server.account("ann").0.unwrap().flags, FLAG_ADMIN);
+}
+
+#[test]
+fn the_admin_bit_of_the_file_gives_nobody_rights_and_the_moderators_lasts_until_it_is_revoked() {
+    let server = Server::new();
+    let ann = server.register("ann");
+    let user = ann.user.unwrap();
+    let shell = server.shell();
+    let forge = || shell.execute("UPDATE User SET user_flags = user_flags | 1", []).unwrap();
+    let set = |role, is_granted, flags| match server.write(administer(Act::SetRole { user, role, is_granted, flags })) {
+        Ok(Event::RoleSet { flags, .. }) => (flags, server.account("ann").0.unwrap().flags),
+        other => panic!("{other:?}"),
+    };
+    forge();
+    assert_eq!(set(Role::Moderator, true, 0), (2, 2));
+    forge();
+    assert_eq!(set(Role::Moderator, false, 0), (0, 0));
+    assert_eq!(set(Role::Moderator, true, FLAG_ADMIN), (3, 3), "listed in the configuration");
+    assert_eq!(set(Role::Admin, true, 0), (3, 3));
+    assert_eq!(set(Role::Admin, false, FLAG_ADMIN), (3, 3));
+    let renamed = |nickname| match server.write(rename(&ann, nickname)) {
+        Ok(Event::Renamed { flags, .. }) => (flags, server.account(nickname).0.unwrap().flags),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(renamed("anna"), (2, 2), "what came with the name stays with it");
+    assert_eq!(renamed("ann"), (2, 2));
+    let sign_in = || match server.write(Command::SignIn { user, flags: 0 }) {
+        Ok(Event::SignedIn { flags, .. }) => flags,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(sign_in(), 2);
+    set(Role::Moderator, false, 0);
+    assert_eq!(sign_in(), 0, "revoked between the question for the account and its sign-in");
 }
 
 #[test]
@@ -1443,7 +1476,7 @@ fn an_act_and_its_row_in_the_audit_are_stored_together_or_not_at_all() {
         ban("ann", false, None),
         administer(Act::DeleteUser(UserId(1))),
         administer(Act::DeleteChannel { channel: GENERAL, reason: name("") }),
-        administer(Act::SetRole { user: UserId(1), role: Role::Admin, is_granted: true }),
+        administer(Act::SetRole { user: UserId(1), role: Role::Admin, is_granted: true, flags: 0 }),
     ] {
         assert_eq!(server.refusal(act), Refusal::Database);
     }
@@ -1486,7 +1519,7 @@ fn what_is_posted_under_a_shadow_ban_is_hidden_until_it_is_lifted() {
 fn an_account_cannot_take_a_name_that_was_banned_before() {
     let server = Server::new();
     let ann = server.register("ann");
-    let rename = || Command::Rename { user: ann.user.unwrap(), nickname: name("goblin") };
+    let rename = || rename(&ann, "goblin");
     server.write(ban("goblin", false, None)).unwrap();
     assert_eq!(server.refusal(rename()), Refusal::NicknameBanned);
     server.write(administer(Act::Unban(Subject::User { user: None, nickname: Some(name("goblin")) }))).unwrap();
