@@ -12,8 +12,8 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use superchat::wire::client::{AuthRequest, ListUsers, RegisterUser};
-use superchat::wire::codec::Tail;
+use superchat::wire::client::{AuthRequest, ListUsers, RegisterUser, SetNickname};
+use superchat::wire::codec::{Bounded, Tail};
 use support::{Client, Server, Settings};
 
 fn start(settings: Settings) -> Server {
@@ -255,6 +255,21 @@ fn a_granted_right_counts_at_once_and_outlasts_the_session_until_it_is_revoked()
     let told = refused(&server, &["revoke", "boss"]);
     assert!(told.contains("boss is listed in admin_users"), "{told}");
     assert_eq!(refused(&server, &["grant", "nobody"]), "scd: there is no account nobody\n");
+}
+
+#[test]
+fn a_former_name_is_nobodys_for_the_operator() {
+    let server = governed();
+    let mut ann = registered(&server, "ann");
+    let rename = SetNickname { nickname: Bounded(b"anna") };
+    assert_eq!(ann.ask(rename, "NICKNAME_RESPONSE")["success"], true);
+    for order in
+        [&["delete-user", "ann"][..], &["grant", "ann", "admin"], &["revoke", "ann"], &["reset-password", "ann"]]
+    {
+        assert_eq!(refused(&server, order), "scd: the account is called anna now: name it so\n", "{order:?}");
+    }
+    assert_eq!(column(&json(&server, &["list", "users"]), "nickname"), ["anna"]);
+    admin(&server, &["delete-user", "anna"]);
 }
 
 #[test]
