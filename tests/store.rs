@@ -1062,8 +1062,8 @@ fn authors_are_shown_as_they_are_now() {
     server.post(&bo(), CHAT, None, "by a visitor");
     server.write(rename(&ann, "anna")).unwrap();
     server.write(Command::SignIn { user: ann.user.unwrap(), flags: 2 }).unwrap();
-    let gone = Actor { user: Some(UserId(99)), ..visitor("gone", 3) };
-    server.post(&gone, CHAT, None, "by an account whose row is gone");
+    server.post(&visitor("gone", 3), CHAT, None, "by an account whose row is gone");
+    server.shell().execute("UPDATE Message SET author_user_id = 99 WHERE author_nickname = 'gone'", []).unwrap();
     server.post(&visitor("", 3), CHAT, None, "by the server");
     let authors: Vec<Author> =
         server.roots(CHAT, Cursor::After(MessageId(0)), 10).into_iter().map(|message| message.author).collect();
@@ -1489,6 +1489,20 @@ fn an_act_and_its_row_in_the_audit_are_stored_together_or_not_at_all() {
     server.write(ban("ann", false, None)).unwrap();
     assert_eq!(count("SELECT count(*) FROM Ban"), 1);
     assert_eq!(count("SELECT count(*) FROM AdminAction WHERE action_type = 'ban_user' AND target_id = 1"), 1);
+}
+
+#[test]
+fn a_post_that_waited_behind_the_deletion_of_its_author_is_not_stored() {
+    let server = Server::new();
+    let ann = server.register("ann");
+    server.post(&ann, GENERAL, None, "before");
+    server.write(administer(Act::DeleteUser(ann.user.unwrap()))).unwrap();
+    assert_eq!(server.refusal(post(&ann, GENERAL, None, "after")), Refusal::UserNotFound);
+    server.write(ban("ann", true, None)).unwrap();
+    assert_eq!(server.refusal(post(&ann, GENERAL, None, "hidden")), Refusal::UserNotFound);
+    server.post(&visitor("bob", 9), GENERAL, None, "by nobody's account");
+    assert_eq!(value::<i64>(&server.shell(), "SELECT count(*) FROM Message WHERE author_user_id IS NULL"), 2);
+    assert_eq!(value::<i64>(&server.shell(), "SELECT count(*) FROM Message"), 2);
 }
 
 #[test]

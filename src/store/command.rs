@@ -17,7 +17,7 @@ use crate::ids::{BanId, ChannelId, InviteId, MessageId, SessionId, SshKeyId, Use
 /// A write. Session rules are already checked; what depends on stored state is checked by the writer, in commit order.
 #[derive(Debug)]
 pub enum Command {
-    /// BEHAVIOUR.md 2.13. Content is ready to be stored.
+    /// BEHAVIOUR.md 2.13. Content is ready to be stored. Refused when the author's account was deleted meanwhile.
     Post { author: Actor, channel: ChannelId, parent: Option<MessageId>, content: Bytes },
     /// BEHAVIOUR.md 2.14. `content` is as sent; `sanitized` the form for every place but a DM (empty = nothing left).
     Edit { editor: Actor, message: MessageId, content: Bytes, sanitized: Bytes },

@@ -61,7 +61,7 @@ fn insert(
         scope.conn,
         "INSERT INTO Message
              (id, channel_id, parent_id, thread_root_id, author_user_id, author_nickname, content, created_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8 WHERE ?5 IS NULL OR EXISTS (SELECT 1 FROM User WHERE id = ?5)",
         params![
             id.as_sql(),
             channel.as_sql(),
@@ -74,7 +74,10 @@ fn insert(
         ],
     );
     // Parent and root were just found, so a missing row can only be the channel's.
-    insert.map_err(row::constraints(&[(FOREIGN_KEY, Refusal::ChannelNotFound)]))?;
+    let inserted = insert.map_err(row::constraints(&[(FOREIGN_KEY, Refusal::ChannelNotFound)]))?;
+    if inserted == 0 {
+        return Err(Refusal::UserNotFound.into());
+    }
     note_activity(scope, id.as_sql(), thread_root.as_sql())?;
     Ok(Message {
         id,
