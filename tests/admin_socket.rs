@@ -311,6 +311,12 @@ fn admin_password_becomes_the_first_admins_at_every_start() {
     assert_eq!([sign_in("boss", &hash), sign_in("boss", &secret("boss"))], [true, false]);
     assert_eq!(sign_in("ann", &secret("ann")), true, "nobody else's is touched");
     assert!(!server.output().contains("open sesame"));
+    let entry = &json(&server, &["audit", "--limit", "1"]);
+    for (field, expected) in
+        [("by", "admin_password (configuration)"), ("action", "RESET_PASSWORD"), ("target", "boss")]
+    {
+        assert_eq!(column(entry, field), [expected]);
+    }
 }
 
 #[test]

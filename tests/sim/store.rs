@@ -205,6 +205,7 @@ impl Memory {
                 bans.iter().for_each(|ban| drop(self.bans.remove(ban)));
                 if bans.is_empty() { Err(Refusal::NoActiveBan) } else { Ok(Event::Unbanned { bans }) }
             }
+            Act::CreateChannel(new) => self.create(new),
             other => unreachable!("nobody here asks for {other:?}"),
         }
     }

@@ -64,13 +64,8 @@ fn a_deleted_account_leaves_its_messages_as_a_visitors_and_nothing_else() {
     assert_eq!(rows(&server, "SELECT created_by FROM Channel WHERE name = 'annsroom'"), [["NULL"]]);
     // The channel has no owner any more, on no shard.
     let mut new_ann = registered(&server, "ann");
-    let sub = superchat::wire::client::CreateSubchannel {
-        channel_id: room,
-        name: b"inner",
-        description: b"",
-        channel_type: 1,
-        retention_hours: 24,
-    };
+    let sub =
+        CreateSubchannel { channel_id: room, name: b"inner", description: b"", channel_type: 1, retention_hours: 24 };
     check_failed(
         &mut new_ann,
         "SUBCHANNEL_CREATED",
@@ -164,13 +159,8 @@ fn a_deleted_channel_goes_with_its_subchannels_and_everybodys_marks_of_it() {
     let server = governed();
     let mut boss = boss(&server);
     let room = created(&mut boss, "room");
-    let request = superchat::wire::client::CreateSubchannel {
-        channel_id: room,
-        name: b"inner",
-        description: b"",
-        channel_type: 1,
-        retention_hours: 24,
-    };
+    let request =
+        CreateSubchannel { channel_id: room, name: b"inner", description: b"", channel_type: 1, retention_hours: 24 };
     let inner = ChannelId(number(&boss.ask(request, "SUBCHANNEL_CREATED")["subchannel_id"]));
     let mut ann = registered(&server, "ann");
     join(&mut ann, inner);
