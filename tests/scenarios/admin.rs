@@ -125,8 +125,10 @@ fn rights_end_with_the_name_that_had_them() {
 #[test]
 fn a_subchannel_in_a_channel_of_somebody_elses_is_in_the_audit_and_one_in_an_own_is_not() {
     let server = governed();
-    let (mut boss, mut ann) = (boss(&server), registered(&server, "ann"));
-    let (anns, own) = (created(&mut ann, "annsroom"), created(&mut boss, "bossroom"));
+    // One after the other: whoever is there hears of a new channel as its creator does.
+    let anns = created(&mut registered(&server, "ann"), "annsroom");
+    let mut boss = boss(&server);
+    let own = created(&mut boss, "bossroom");
     let mut make = |channel_id, name| {
         let sub = CreateSubchannel { channel_id, name, description: b"", channel_type: 1, retention_hours: 24 };
         number(&boss.ask(sub, "SUBCHANNEL_CREATED")["subchannel_id"])
