@@ -12,8 +12,8 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use superchat::wire::client::{AuthRequest, ListUsers, RegisterUser};
-use superchat::wire::codec::Tail;
+use superchat::wire::client::{AuthRequest, ListUsers, RegisterUser, SetNickname};
+use superchat::wire::codec::{Bounded, Tail};
 use support::{Client, Server, Settings};
 
 fn start(settings: Settings) -> Server {
@@ -258,6 +258,21 @@ fn a_granted_right_counts_at_once_and_outlasts_the_session_until_it_is_revoked()
 }
 
 #[test]
+fn a_former_name_is_nobodys_for_the_operator() {
+    let server = governed();
+    let mut ann = registered(&server, "ann");
+    let rename = SetNickname { nickname: Bounded(b"anna") };
+    assert_eq!(ann.ask(rename, "NICKNAME_RESPONSE")["success"], true);
+    for order in
+        [&["delete-user", "ann"][..], &["grant", "ann", "admin"], &["revoke", "ann"], &["reset-password", "ann"]]
+    {
+        assert_eq!(refused(&server, order), "scd: the account is called anna now: name it so\n", "{order:?}");
+    }
+    assert_eq!(column(&json(&server, &["list", "users"]), "nickname"), ["anna"]);
+    admin(&server, &["delete-user", "anna"]);
+}
+
+#[test]
 fn a_new_password_signs_in_and_the_old_one_does_not() {
     let server = governed();
     drop(registered(&server, "ann"));
@@ -296,6 +311,12 @@ fn admin_password_becomes_the_first_admins_at_every_start() {
     assert_eq!([sign_in("boss", &hash), sign_in("boss", &secret("boss"))], [true, false]);
     assert_eq!(sign_in("ann", &secret("ann")), true, "nobody else's is touched");
     assert!(!server.output().contains("open sesame"));
+    let entry = &json(&server, &["audit", "--limit", "1"]);
+    for (field, expected) in
+        [("by", "admin_password (configuration)"), ("action", "RESET_PASSWORD"), ("target", "boss")]
+    {
+        assert_eq!(column(entry, field), [expected]);
+    }
 }
 
 #[test]

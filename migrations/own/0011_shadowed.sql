@@ -1,9 +1,11 @@
--- Texts written under a shadow ban: by which ban, by which account, in which session. Hidden while that ban counts.
+-- Texts written under a shadow ban: by which ban, by which account, in which session. Hidden while that ban counts. For an
+-- edit of what was open, `kept` is the row of MessageVersion that others go on reading; for a post there is none.
 CREATE TABLE IF NOT EXISTS scd_shadowed (
     message_id INTEGER NOT NULL REFERENCES Message(id) ON DELETE CASCADE,
     ban_id INTEGER NOT NULL REFERENCES Ban(id) ON DELETE CASCADE,
     user_id INTEGER,
     session_id INTEGER NOT NULL,
+    kept INTEGER,
     PRIMARY KEY (message_id, ban_id)
 ) WITHOUT ROWID;
 

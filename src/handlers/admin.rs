@@ -6,7 +6,7 @@ use super::channels::{fitting, one_frame};
 use crate::ids::{ChannelId, UserId};
 use crate::limits::{BAN_NICKNAME_BYTES_MAX, BAN_REASON_BYTES_MAX};
 use crate::shard::Shard;
-use crate::shard::session::SessionKey;
+use crate::shard::session::{Session, SessionKey};
 use crate::store::{Act, Admin, Administer, Answer, Ban, Command, Event, Name, Query, Refusal, Subject, ban};
 use crate::text;
 use crate::wire::records::{BanEntry, Failed};
@@ -52,12 +52,16 @@ fn administer(
     act: Act,
     next: impl FnOnce(&mut Shard, SessionKey, &str, Result<Event, Refusal>) + 'static,
 ) {
-    let session = shard.clients.session(key);
-    let name = session.nickname.clone().unwrap_or_else(|| Name::from(&b""[..]));
-    let admin = String::from_utf8_lossy(&name).into_owned();
-    let by = Admin { name, address: Some(session.address()) };
-    let order = Command::Administer(Box::new(Administer { by, act }));
+    let order = order(shard.clients.session(key), act);
+    let admin = String::from_utf8_lossy(&order.by.name).into_owned();
+    let order = Command::Administer(Box::new(order));
     shard.submit(key, order, move |shard, key, result| next(shard, key, &admin, result));
+}
+
+/// An act in the name of the session.
+pub fn order(session: &Session, act: Act) -> Administer {
+    let name = session.nickname.clone().unwrap_or_else(|| Name::from(&b""[..]));
+    Administer { by: Admin { name, address: Some(session.address()) }, act }
 }
 
 /// Reasons are shown in terminals, and to those who are banned.

@@ -75,14 +75,14 @@ pub fn set_nickname(shard: &mut Shard, key: SessionKey, request: &client::SetNic
 fn rename(shard: &mut Shard, key: SessionKey, signed_in: SignedIn, nickname: Name, owner: Option<Account>) {
     const IN_USE: &str = "Nickname already in use";
     // Nobody becomes an admin by taking a listed name (D-09).
-    let becomes_admin = shard.settings.flags_for(&nickname, 0) & FLAG_ADMIN != 0;
+    let flags = shard.settings.flags_for(&nickname, 0);
+    let becomes_admin = flags & FLAG_ADMIN != 0;
     if becomes_admin && signed_in.flags & FLAG_ADMIN == 0 {
         return nickname_response(shard, key, false, IN_USE);
     }
     let (user, wanted) = (signed_in.user, nickname.clone());
-    shard.submit(key, Command::Rename { user, nickname }, move |shard, key, result| match result {
-        Ok(Event::Renamed { nickname, granted, .. }) => {
-            let flags = shard.settings.flags_for(&nickname, signed_in.flags) | granted;
+    shard.submit(key, Command::Rename { user, nickname, flags }, move |shard, key, result| match result {
+        Ok(Event::Renamed { nickname, flags, .. }) => {
             shard.set_account(key, Some(SignedIn { flags, user }));
             adopt(shard, key, nickname, owner);
         }
@@ -200,7 +200,7 @@ fn verified(shard: &mut Shard, key: SessionKey, account: Account, ban: Option<Ba
     if let Some(ban) = ban.filter(|ban| !ban.shadow) {
         return refuse_banned(shard, key, &account, &ban);
     }
-    let flags = shard.settings.flags_for(&account.nickname, account.flags);
+    let flags = shard.settings.flags_for(&account.nickname, 0);
     let user = account.id;
     shard.submit(key, Command::SignIn { user, flags }, move |shard, key, result| match result {
         Ok(event) => {

@@ -1,5 +1,6 @@
 //! Channels: listing, entering, leaving, creating (BEHAVIOUR.md 2.5 to 2.11).
 
+use super::admin;
 use crate::ids::{ChannelId, UserId};
 use crate::metrics::RateLimit;
 use crate::shard::presence::spell;
@@ -7,7 +8,7 @@ use crate::shard::roster::Repeat;
 use crate::shard::session::SessionKey;
 use crate::shard::{NoPlace, Place, Shard, created, subchannel_created_text};
 use crate::store::command::NewChannel;
-use crate::store::{Channel, ChannelType, Command, Event, Name, Refusal};
+use crate::store::{Act, Channel, ChannelType, Command, Event, Name, Refusal};
 use crate::text;
 use crate::wire::ErrorCode;
 use crate::wire::client;
@@ -287,7 +288,13 @@ fn create(
         shard.rate_limited(key, RateLimit::ChannelCreate);
         return refuse(shard, key, "Channel creation rate limit exceeded");
     }
-    shard.submit(key, Command::CreateChannel(Box::new(channel)), move |shard, key, result| match result {
+    // In a channel of somebody else's, or of nobody's, it is an admin's act.
+    let parent = channel.parent.and_then(|parent| shard.channels.get(parent));
+    let command = match parent.is_some_and(|parent| parent.created_by != channel.created_by) {
+        true => Command::Administer(Box::new(admin::order(shard.clients.session(key), Act::CreateChannel(channel)))),
+        false => Command::CreateChannel(Box::new(channel)),
+    };
+    shard.submit(key, command, move |shard, key, result| match result {
         Ok(Event::ChannelCreated(channel)) => {
             let text = match channel.parent {
                 None => [b"Channel '", &channel.display_name[..], b"' created successfully"].concat(),

@@ -212,6 +212,8 @@ pub fn posted(shard: &mut Shard, key: SessionKey, result: &Result<Event, Refusal
         Err(Refusal::ChannelNotFound) => shard.error(key, ErrorCode::ChannelNotFound, "Channel not found"),
         Err(Refusal::MessageNotFound) => shard.error(key, ErrorCode::MessageNotFound, "Message not found"),
         Err(Refusal::NotParticipant) => shard.error(key, ErrorCode::PermissionDenied, NOT_A_PARTICIPANT),
+        // The account was deleted while the post waited; its session ends.
+        Err(Refusal::UserNotFound) => shard.error(key, ErrorCode::AuthRequired, "Authentication required"),
         Err(Refusal::ThreadTooDeep) => shard.error(key, ErrorCode::InvalidInput, "Thread is too deep"),
         Ok(_) | Err(_) => shard.error(key, ErrorCode::Database, "Database error"),
     }

@@ -296,6 +296,15 @@ impl At<'_> {
         }
     }
 
+    /// The account that is called so now: under a former name, which still signs in, somebody else may be meant.
+    async fn account_called(&self, nickname: &str) -> Result<Account, String> {
+        let account = self.account(nickname).await?;
+        if *account.nickname == *nickname.as_bytes() {
+            return Ok(account);
+        }
+        Err(format!("the account is called {} now: name it so", shown(&account.nickname)))
+    }
+
     async fn channels(&self) -> Result<Vec<Channel>, String> {
         match self.ask(Query::Channels).await? {
             Answer::Channels(mut channels) => {
@@ -406,7 +415,7 @@ impl At<'_> {
     // Acts.
 
     async fn set_role(&self, nickname: &str, role: Role, is_granted: bool) -> Outcome {
-        let account = self.account(nickname).await?;
+        let account = self.account_called(nickname).await?;
         let settings = self.site.settings.get();
         let (role, names, setting) = match role {
             Role::Admin => (store::Role::Admin, &settings.admin_users, "admin_users"),
@@ -415,20 +424,15 @@ impl At<'_> {
         if !is_granted && names.iter().any(|listed| listed.as_bytes() == &account.nickname[..]) {
             return Err(format!("{nickname} is listed in {setting}: take the name out there, and reload"));
         }
-        self.administer(Act::SetRole { user: account.id, role, is_granted }).await?;
+        let flags = settings.flags_for(&account.nickname, 0);
+        self.administer(Act::SetRole { user: account.id, role, is_granted, flags }).await?;
         let what = if role == store::Role::Admin { "an admin" } else { "a moderator" };
         let now = if is_granted { "is" } else { "is no longer" };
         self.done(format!("{} {now} {what}", shown(&account.nickname)))
     }
 
     async fn reset_password(&self, nickname: &str, secret: String) -> Outcome {
-        let account = self.account(nickname).await?;
-        if *account.nickname != *nickname.as_bytes() {
-            return Err(format!(
-                "the account is called {} now: a password is bound to that name",
-                shown(&account.nickname)
-            ));
-        }
+        let account = self.account_called(nickname).await?;
         if !crate::handlers::auth::is_secret(secret.as_bytes()) {
             return Err("that is no hash of a password".to_owned());
         }
@@ -458,7 +462,7 @@ impl At<'_> {
     }
 
     async fn delete_user(&self, nickname: &str) -> Outcome {
-        let account = self.account(nickname).await?;
+        let account = self.account_called(nickname).await?;
         self.administer(Act::DeleteUser(account.id)).await?;
         self.done(format!("account {} (id {}) is deleted, its messages stay", shown(&account.nickname), account.id))
     }

@@ -9,7 +9,7 @@ use crate::config::Settings;
 use crate::desk::Desk;
 use crate::passwords;
 use crate::profile::tasks::{self, place};
-use crate::store::{Answer, Command, Query, Store};
+use crate::store::{Act, Admin, Administer, Answer, Command, Name, Query, Store};
 
 /// Sets it beside everything else: the hash takes a while, and nobody waits for it.
 pub(super) fn reset(settings: &Settings, store: &Arc<dyn Store>, desk: &Arc<Desk>) {
@@ -38,6 +38,11 @@ async fn reset_of(nickname: &str, password: String, store: &dyn Store, desk: &De
     let salt = nickname.to_owned();
     let hash = move || passwords::hash(argon2id::client_hash(password.as_bytes(), salt.as_bytes())?.as_bytes());
     let hash = tokio::task::spawn_blocking(hash).await.ok().flatten().ok_or("it cannot be hashed")?;
-    let command = Command::SetPassword { user, password_hash: Some(hash) };
-    desk.submit(store, command).await.map(drop).map_err(|error| error.to_string())
+    // As an operator's act, whose name no nickname can be.
+    let by = Admin { name: Name::from(&b"admin_password (configuration)"[..]), address: None };
+    let act = Act::ResetPassword { user, password_hash: hash };
+    desk.submit(store, Command::Administer(Box::new(Administer { by, act })))
+        .await
+        .map(drop)
+        .map_err(|error| error.to_string())
 }

@@ -44,11 +44,14 @@ pub enum Act {
         reason: Name,
     },
     CreateChannel(NewChannel),
-    /// Gives or takes a right, beside those that the configuration gives.
+    /// Gives or takes a right, beside those that the configuration gives: `flags`, as with [`Command::SignIn`].
+    ///
+    /// [`Command::SignIn`]: super::Command::SignIn
     SetRole {
         user: UserId,
         role: Role,
         is_granted: bool,
+        flags: u8,
     },
     /// Of an account whose owner cannot sign in any more; as `password_hash` of the account.
     ResetPassword {

@@ -38,10 +38,19 @@ impl Ban {
         self.until.is_none_or(|until| until >= now)
     }
 
-    /// Whether it goes with this account.
+    /// Whether it names this account.
     #[must_use]
     pub fn is_of(&self, user: UserId) -> bool {
         matches!(self.subject, Subject::User { user: Some(known), .. } if known == user)
+    }
+
+    /// What is left of it once its account, last called `nickname`, is deleted: a ban by nickname counts on, and so does
+    /// one that hides, else what it hides would show. Only one that refuses the bare id goes (BEHAVIOUR.md 5.2).
+    #[must_use]
+    pub fn without_account(&self, nickname: &Name) -> Option<Self> {
+        let Subject::User { nickname: banned, .. } = &self.subject else { return Some(self.clone()) };
+        let nickname = banned.as_ref().or(self.shadow.then_some(nickname))?;
+        Some(Self { subject: Subject::User { user: None, nickname: Some(nickname.clone()) }, ..self.clone() })
     }
 }
 
@@ -108,9 +117,11 @@ impl Bans {
             Event::Banned(ban) => self.insert(Arc::clone(ban)),
             Event::Unbanned { bans } => bans.iter().for_each(|ban| self.remove(*ban)),
             Event::BansRead(bans) => *self = Self::new(bans.iter().cloned()),
-            Event::UserDeleted { user, .. } => {
-                let theirs = self.users.get(user).cloned().unwrap_or_default();
-                theirs.iter().for_each(|ban| self.remove(ban.id));
+            Event::UserDeleted { user, nickname, .. } => {
+                for ban in self.users.get(user).cloned().unwrap_or_default() {
+                    self.remove(ban.id);
+                    ban.without_account(nickname).into_iter().for_each(|left| self.insert(Arc::new(left)));
+                }
             }
             _ => return false,
         }
@@ -277,8 +288,25 @@ mod tests {
         assert_eq!(bans.hiding(who, 1000).collect::<Vec<_>>(), [BanId(1)]);
         bans.apply(&Event::Unbanned { bans: vec![BanId(2), BanId(9)] });
         assert_eq!(refusing(&bans, who, 10), Some(3));
-        bans.apply(&Event::UserDeleted { user: UserId(7), nickname: b"troll"[..].into(), left: Vec::new() });
-        assert!(bans.all.is_empty() && bans.users.is_empty() && bans.nicknames.is_empty());
+    }
+
+    #[test]
+    fn bans_of_a_deleted_account_go_but_for_those_that_hide_or_name_it() {
+        let mut bans = Bans::new([
+            ban(1, user(7, ""), false, None),
+            ban(2, user(7, ""), true, None),
+            ban(3, user(7, "troll"), false, None),
+            ban(4, user(8, ""), false, None),
+        ]);
+        bans.apply(&Event::UserDeleted { user: UserId(7), nickname: b"goblin"[..].into(), left: Vec::new() });
+        let subject = |id: u64| bans.all.get(&BanId(id)).map(|ban| ban.subject.clone());
+        assert_eq!(
+            [1, 2, 3, 4].map(subject),
+            [None, Some(user(0, "goblin")), Some(user(0, "troll")), Some(user(8, ""))]
+        );
+        assert_eq!(bans.users.keys().collect::<Vec<_>>(), [&UserId(8)]);
+        let goblin = Who { user: None, nickname: Some(b"goblin") };
+        assert_eq!(bans.hiding(goblin, 0).collect::<Vec<_>>(), [BanId(2)]);
     }
 
     #[test]

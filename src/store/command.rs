@@ -17,7 +17,7 @@ use crate::ids::{BanId, ChannelId, InviteId, MessageId, SessionId, SshKeyId, Use
 /// A write. Session rules are already checked; what depends on stored state is checked by the writer, in commit order.
 #[derive(Debug)]
 pub enum Command {
-    /// BEHAVIOUR.md 2.13. Content is ready to be stored.
+    /// BEHAVIOUR.md 2.13. Content is ready to be stored. Refused when the author's account was deleted meanwhile.
     Post { author: Actor, channel: ChannelId, parent: Option<MessageId>, content: Bytes },
     /// BEHAVIOUR.md 2.14. `content` is as sent; `sanitized` the form for every place but a DM (empty = nothing left).
     Edit { editor: Actor, message: MessageId, content: Bytes, sanitized: Bytes },
@@ -27,10 +27,11 @@ pub enum Command {
     CreateChannel(Box<NewChannel>),
     /// BEHAVIOUR.md 2.3. `password_hash` is bcrypt.
     Register { nickname: Name, password_hash: Box<str>, flags: u8 },
-    /// BEHAVIOUR.md 2.1 step 6: `last_seen` is now, and the flags are those of the configuration.
+    /// BEHAVIOUR.md 2.1 step 6: `last_seen` is now. `flags` are those that the configuration gives the name; the writer adds
+    /// what else the account has when it comes to it.
     SignIn { user: UserId, flags: u8 },
-    /// BEHAVIOUR.md 2.4 step 3; the former nickname stays as a login alias (D-08).
-    Rename { user: UserId, nickname: Name },
+    /// BEHAVIOUR.md 2.4 step 3; the former nickname stays as a login alias (D-08). `flags` as with `SignIn`, of the new name.
+    Rename { user: UserId, nickname: Name, flags: u8 },
     /// BEHAVIOUR.md 2.16; aliases of the account end. `None` removes the password, which needs a stored SSH key.
     SetPassword { user: UserId, password_hash: Option<Box<str>> },
     /// BEHAVIOUR.md 2.16.
@@ -139,16 +140,16 @@ pub enum Event {
         nickname: Name,
         flags: u8,
     },
-    /// `flags` with what the operator granted.
+    /// `flags` are all that the account has.
     SignedIn {
         user: UserId,
         flags: u8,
     },
-    /// `granted` are the flags that the operator granted, whatever the account is called.
+    /// `flags` are all that the account has under its new name.
     Renamed {
         user: UserId,
         nickname: Name,
-        granted: u8,
+        flags: u8,
     },
     PasswordSet {
         user: UserId,
@@ -205,7 +206,7 @@ pub enum Event {
     },
     /// All bans there are: somebody changed the table behind the server's back (BEHAVIOUR.md 11.4).
     BansRead(Arc<[Arc<Ban>]>),
-    /// With its bans by id. `left` are its direct messages.
+    /// With its bans by id, see [`Ban::without_account`]. `left` are its direct messages.
     UserDeleted {
         user: UserId,
         nickname: Name,

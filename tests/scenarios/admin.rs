@@ -9,7 +9,9 @@ mod users;
 use serde_json::Value;
 use superchat::ids::{BanId, ChannelId, UserId};
 use superchat::wire::ClientMessage;
-use superchat::wire::client::{BanIp, BanUser, DeleteChannel, DeleteUser, ListBans, UnbanIp, UnbanUser};
+use superchat::wire::client::{
+    BanIp, BanUser, CreateSubchannel, DeleteChannel, DeleteUser, ListBans, UnbanIp, UnbanUser,
+};
 
 use crate::steps::*;
 use crate::support::{Client, Server};
@@ -118,6 +120,28 @@ fn rights_end_with_the_name_that_had_them() {
     };
     assert_eq!(boss.ask(rename("nobody"), "NICKNAME_RESPONSE")["success"], true);
     check_failed(&mut boss, "USER_BANNED", [(ban("ann").into(), DENIED)]);
+}
+
+#[test]
+fn a_subchannel_in_a_channel_of_somebody_elses_is_in_the_audit_and_one_in_an_own_is_not() {
+    let server = governed();
+    // One after the other: whoever is there hears of a new channel as its creator does.
+    let anns = created(&mut registered(&server, "ann"), "annsroom");
+    let mut boss = boss(&server);
+    let own = created(&mut boss, "bossroom");
+    let mut make = |channel_id, name| {
+        let sub = CreateSubchannel { channel_id, name, description: b"", channel_type: 1, retention_hours: 24 };
+        number(&boss.ask(sub, "SUBCHANNEL_CREATED")["subchannel_id"])
+    };
+    make(own, &b"inner"[..]);
+    assert_eq!(audit(&server), [[""; 0]; 0]);
+    for (channel, name) in [(anns, "corner"), (GENERAL, "annexe")] {
+        let id = make(channel, name.as_bytes()).to_string();
+        let details = format!("channel_id={id} name={name} reason=");
+        let entry = ["boss", "CREATE_CHANNEL", "channel", &id, name, &details, "127.0.0.1"];
+        assert_eq!(audit(&server).pop().unwrap(), entry);
+    }
+    assert_eq!(audit(&server).len(), 2);
 }
 
 fn no_channel() -> ChannelId {

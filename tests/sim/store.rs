@@ -144,7 +144,7 @@ impl Memory {
                 self.account(*user)?.flags = *flags;
                 Ok(Event::SignedIn { user: *user, flags: *flags })
             }
-            Command::Rename { user, nickname } => self.rename(*user, nickname),
+            Command::Rename { user, nickname, flags } => self.rename(*user, nickname, *flags),
             Command::SetPassword { user, password_hash } => self.set_password(*user, password_hash.as_deref()),
             Command::UpdateReadState { user, channel, at } => {
                 let mark = self.read_marks.entry((*user, *channel)).or_default();
@@ -205,6 +205,7 @@ impl Memory {
                 bans.iter().for_each(|ban| drop(self.bans.remove(ban)));
                 if bans.is_empty() { Err(Refusal::NoActiveBan) } else { Ok(Event::Unbanned { bans }) }
             }
+            Act::CreateChannel(new) => self.create(new),
             other => unreachable!("nobody here asks for {other:?}"),
         }
     }
@@ -431,7 +432,7 @@ impl Memory {
         names.chain(aliases).any(|(name, user)| name.eq_ignore_ascii_case(nickname) && Some(user) != but_by)
     }
 
-    fn rename(&mut self, user: UserId, nickname: &Name) -> Result<Event, Refusal> {
+    fn rename(&mut self, user: UserId, nickname: &Name, flags: u8) -> Result<Event, Refusal> {
         if self.is_taken(nickname, Some(user)) {
             return Err(Refusal::NicknameTaken);
         }
@@ -441,9 +442,10 @@ impl Memory {
         let account = self.account(user)?;
         let former = std::mem::replace(&mut account.nickname, nickname.clone());
         account.has_alias = true;
+        account.flags = flags;
         self.aliases.remove(nickname);
         self.aliases.insert(former, user);
-        Ok(Event::Renamed { user, nickname: nickname.clone(), granted: 0 })
+        Ok(Event::Renamed { user, nickname: nickname.clone(), flags })
     }
 
     /// There are no SSH keys here, so a password cannot be removed.

@@ -140,6 +140,18 @@ fn account_called(conn: &Connection, nickname: &Name) -> rusqlite::Result<Option
     )
 }
 
+/// Before an account, last called `nickname`, is deleted: as [`Ban::without_account`], in the file, where the row of an
+/// account takes its bans along, and a ban what it hides.
+pub(super) fn leave_account(scope: &Scope<'_>, user: UserId, nickname: &Name) -> rusqlite::Result<()> {
+    row::execute(
+        scope.conn,
+        "UPDATE Ban SET nickname = COALESCE(NULLIF(nickname, ''), ?2), user_id = NULL
+         WHERE user_id = ?1 AND (shadowban <> 0 OR NULLIF(nickname, '') IS NOT NULL)",
+        params![user.as_sql(), Text(nickname)],
+    )
+    .map(drop)
+}
+
 /// Takes away what counts now; what has ended stays in the list of the past.
 pub(super) fn lift(scope: &Scope<'_>, subject: &Subject) -> Result<Vec<BanId>, Failure> {
     let found = match subject {

@@ -6,7 +6,7 @@ use rusqlite::{Connection, Row, params};
 use super::admin;
 use super::dm_rows;
 use super::row::{self, FOREIGN_KEY, Failure, Text};
-use super::shadow::{self, Eyes, visible};
+use super::shadow::{self, Eyes, kept, visible};
 use super::thread::{self, Bone, Placed};
 use super::writer::{Scope, all_or_none};
 use crate::ids::{ChannelId, MessageId, UserId};
@@ -42,7 +42,7 @@ pub(super) fn post(
     }
     all_or_none(scope, |scope| {
         let message = insert(scope, author, channel, parent, above, content)?;
-        let audience = shadow::hide(scope, message.id, author, &bans)?;
+        let audience = shadow::hide(scope, message.id, author, &bans, None)?;
         Ok(Event::Posted(Message { audience, ..message }))
     })
 }
@@ -61,7 +61,7 @@ fn insert(
         scope.conn,
         "INSERT INTO Message
              (id, channel_id, parent_id, thread_root_id, author_user_id, author_nickname, content, created_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8 WHERE ?5 IS NULL OR EXISTS (SELECT 1 FROM User WHERE id = ?5)",
         params![
             id.as_sql(),
             channel.as_sql(),
@@ -74,7 +74,10 @@ fn insert(
         ],
     );
     // Parent and root were just found, so a missing row can only be the channel's.
-    insert.map_err(row::constraints(&[(FOREIGN_KEY, Refusal::ChannelNotFound)]))?;
+    let inserted = insert.map_err(row::constraints(&[(FOREIGN_KEY, Refusal::ChannelNotFound)]))?;
+    if inserted == 0 {
+        return Err(Refusal::UserNotFound.into());
+    }
     note_activity(scope, id.as_sql(), thread_root.as_sql())?;
     Ok(Message {
         id,
@@ -195,18 +198,19 @@ pub(super) fn edit(
     if content.is_empty() {
         return Err(Refusal::EmptyContent.into());
     }
-    stored.keep_version(scope, "edited")?;
+    let kept = stored.keep_version(scope, "edited")?;
     if !is_own {
         stored.audit(scope, editor, "EDIT_MESSAGE")?;
+        shadow::drop_kept(scope, id)?;
     }
     row::execute(
         scope.conn,
         "UPDATE Message SET content = ?2, edited_at = ?3 WHERE id = ?1",
         params![id.as_sql(), Text(content), scope.now],
     )?;
-    // What somebody writes under a shadow ban is hidden, in an old message too.
+    // What somebody writes under a shadow ban is hidden, in an old message too, whose former text others go on reading.
     let bans = if is_own { shadow::on(scope, editor)? } else { Vec::new() };
-    let audience = shadow::hide(scope, id, editor, &bans)?;
+    let audience = shadow::hide(scope, id, editor, &bans, Some(kept))?;
     Ok(Event::Edited {
         message: id,
         channel: stored.channel,
@@ -234,6 +238,7 @@ pub(super) fn delete(scope: &mut Scope<'_>, actor: &Actor, id: MessageId) -> Res
     if !is_own {
         stored.audit(scope, actor, "DELETE_MESSAGE")?;
     }
+    shadow::drop_kept(scope, id)?;
     let placeholder = placeholder(&actor.nickname);
     row::execute(
         scope.conn,
@@ -310,15 +315,15 @@ impl Stored {
             || (!self.is_dm && *self.nickname == *actor.nickname && scope.visitors.is_address(self.id, actor))
     }
 
-    /// Keeps the text as it was, for as long as the message is kept.
-    fn keep_version(&self, scope: &Scope<'_>, version_type: &str) -> rusqlite::Result<()> {
+    /// Keeps the text as it was, for as long as the message is kept; the id of that version.
+    fn keep_version(&self, scope: &Scope<'_>, version_type: &str) -> rusqlite::Result<i64> {
         row::execute(
             scope.conn,
             "INSERT INTO MessageVersion (message_id, content, author_nickname, created_at, version_type)
              VALUES (?1, ?2, ?3, ?4, ?5)",
             params![self.id.as_sql(), Text(&self.content), Text(&self.nickname), scope.now, version_type],
-        )
-        .map(drop)
+        )?;
+        Ok(scope.conn.last_insert_rowid())
     }
 
     fn audit(&self, scope: &Scope<'_>, editor: &Actor, action: &'static str) -> rusqlite::Result<()> {
@@ -362,13 +367,16 @@ fn climb(conn: &Connection, id: MessageId) -> rusqlite::Result<MessageId> {
 
 // Reading.
 
+/// By the numbers of the parameters of [`Eyes`], and what is to follow.
 macro_rules! listed {
-    ($($rest:expr),+) => {
+    ($user:literal, $session:literal, $now:literal; $($rest:expr),+) => {
         concat!(
             "SELECT m.id, COALESCE(m.subchannel_id, m.channel_id), m.parent_id, m.thread_root_id, m.author_user_id,
                     m.author_nickname, u.nickname, u.user_flags, m.content, m.created_at, m.edited_at, m.deleted_at,
                     m.deleted_at IS NOT NULL AND EXISTS (
                         SELECT 1 FROM MessageVersion AS v WHERE v.message_id = m.id AND v.version_type = 'deleted'), ",
+            kept!("m.id", $user, $session, $now),
+            ", ",
             $($rest),+
         )
     };
@@ -405,6 +413,7 @@ macro_rules! live_by_parents {
 macro_rules! roots {
     ($live:expr, $beyond:literal, $direction:literal) => {
         listed!(
+            "?4", "?5", "?6";
             $live,
             " FROM Message AS m INDEXED BY scd_message_roots LEFT JOIN User AS u ON u.id = m.author_user_id
               WHERE COALESCE(m.subchannel_id, m.channel_id) = ?1 AND m.parent_id IS NULL AND m.id ",
@@ -423,7 +432,16 @@ const OLDEST_ROOTS: &str = roots!(live_by_index!(), ">", "ASC");
 const NEWEST_ROOTS_UNREPAIRED: &str = roots!(live_by_parents!(), "<", "DESC");
 const OLDEST_ROOTS_UNREPAIRED: &str = roots!(live_by_parents!(), ">", "ASC");
 
-const REPLY: &str = listed!("0 FROM Message AS m LEFT JOIN User AS u ON u.id = m.author_user_id WHERE m.id = ?1");
+const REPLY: &str = listed!(
+    "?2", "?3", "?4";
+    "0 FROM Message AS m LEFT JOIN User AS u ON u.id = m.author_user_id WHERE m.id = ?1"
+);
+
+/// A version, and when the message had been edited last before.
+const FORMER: &str = "
+    SELECT v.content, (SELECT max(e.created_at) FROM MessageVersion AS e
+                       WHERE e.message_id = v.message_id AND e.id < v.id AND e.version_type = 'edited')
+    FROM MessageVersion AS v WHERE v.id = ?1";
 
 const SKELETON: &str = concat!(
     "SELECT m.id, m.parent_id, m.deleted_at FROM Message AS m INDEXED BY scd_message_threads
@@ -481,7 +499,7 @@ pub(super) fn thread(
         false => skeleton(conn, SKELETON_UNREPAIRED, eyes, parent)?,
     };
     let page = thread::page(parent, parent == root, bones, cursor, limit.into());
-    let replies = page.into_iter().map(|placed| reply(conn, placed));
+    let replies = page.into_iter().map(|placed| reply(conn, eyes, placed));
     replies.filter_map(Result::transpose).collect()
 }
 
@@ -516,8 +534,9 @@ fn skeleton(conn: &Connection, sql: &str, eyes: Eyes, of: MessageId) -> rusqlite
     })
 }
 
-fn reply(conn: &Connection, placed: Placed) -> rusqlite::Result<Option<Message>> {
-    let reply = row::first(conn, REPLY, [placed.id.as_sql()], |row| message(conn, row))?;
+fn reply(conn: &Connection, eyes: Eyes, placed: Placed) -> rusqlite::Result<Option<Message>> {
+    let params = params![placed.id.as_sql(), eyes.user, eyes.session, eyes.now];
+    let reply = row::first(conn, REPLY, params, |row| message(conn, row))?;
     Ok(reply.map(|reply| Message { parent: Some(placed.parent), ..reply }))
 }
 
@@ -527,8 +546,10 @@ fn message(conn: &Connection, row: &Row<'_>) -> rusqlite::Result<Message> {
     let parent = row::id(row, 2, MessageId::from_sql)?;
     let recorded = row::id(row, 3, MessageId::from_sql)?;
     let author = author(row)?;
-    let content = row::bytes(row, 8)?;
-    let content = &content[..content.len().min(LISTED_BYTES_MAX)];
+    let (content, edited_at) = match row::integer(row, 13)? {
+        Some(kept) => former(conn, kept)?,
+        None => (listable(row::bytes(row, 8)?), row::integer(row, 10)?),
+    };
     let is_deleted = row::integer(row, 11)?.is_some();
     let holds_placeholder = row::number(row, 12)? != 0;
     Ok(Message {
@@ -539,14 +560,24 @@ fn message(conn: &Connection, row: &Row<'_>) -> rusqlite::Result<Message> {
         // Rows deleted by older servers still hold the text that nobody is to see again.
         content: match is_deleted && !holds_placeholder {
             true => placeholder(nickname_of(&author, row::bytes(row, 5)?)),
-            false => Bytes::copy_from_slice(content),
+            false => content,
         },
         author,
         created_at: row::number(row, 9)?,
-        edited_at: row::integer(row, 10)?,
-        reply_count: u32::try_from(row::number(row, 13)?).unwrap_or(u32::MAX),
+        edited_at,
+        reply_count: u32::try_from(row::number(row, 14)?).unwrap_or(u32::MAX),
         audience: Audience::Everybody,
     })
+}
+
+/// What is read in the place of a hidden edit. A version that somebody removed shows nothing: never the edit itself.
+fn former(conn: &Connection, version: i64) -> rusqlite::Result<(Bytes, Option<i64>)> {
+    let found = row::first(conn, FORMER, [version], |row| Ok((listable(row::bytes(row, 0)?), row::integer(row, 1)?)))?;
+    Ok(found.unwrap_or_default())
+}
+
+fn listable(content: &[u8]) -> Bytes {
+    Bytes::copy_from_slice(&content[..content.len().min(LISTED_BYTES_MAX)])
 }
 
 fn author(row: &Row<'_>) -> rusqlite::Result<Author> {
@@ -604,6 +635,7 @@ mod tests {
     #[test]
     fn a_skeleton_is_read_from_its_index_alone() {
         check(SKELETON, [1, 2, 3, 4], "USING COVERING INDEX scd_message_threads (thread_root_id=?)");
-        check(REPLY, [1], "SEARCH m USING INTEGER PRIMARY KEY");
+        check(REPLY, [1, 2, 3, 4], "SEARCH m USING INTEGER PRIMARY KEY");
+        check(FORMER, [1], "SEARCH e USING INDEX scd_message_versions (message_id=?");
     }
 }

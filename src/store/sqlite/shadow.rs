@@ -1,5 +1,6 @@
 //! What shadow bans hide (BEHAVIOUR.md 5.3): a text written under one is marked with it, and hidden from everybody but its
-//! author and admins while that ban counts. Lifted or ended, it shows.
+//! author and admins while that ban counts. Lifted or ended, it shows. Of a message that was open and is edited under a ban,
+//! others go on reading the text as it was, so that nobody can make a thread of others vanish.
 
 use rusqlite::{Connection, params};
 
@@ -28,15 +29,13 @@ impl Eyes {
     }
 }
 
-/// SQL that holds for messages that may be seen: by the message's id, and the numbers of the three parameters of [`Eyes`].
-macro_rules! visible {
+/// The end of a SELECT from the marks of a message that count for whoever looks: by the message's id, and the numbers of the
+/// three parameters of [`Eyes`].
+macro_rules! marks {
     ($message:literal, $user:literal, $session:literal, $now:literal) => {
         concat!(
-            "(",
-            $now,
-            " IS NULL OR NOT EXISTS (
-                SELECT 1 FROM scd_shadowed AS s CROSS JOIN Ban AS b ON b.id = s.ban_id
-                WHERE s.message_id = ",
+            " FROM scd_shadowed AS s CROSS JOIN Ban AS b ON b.id = s.ban_id
+              WHERE s.message_id = ",
             $message,
             " AND s.session_id <> ",
             $session,
@@ -44,11 +43,40 @@ macro_rules! visible {
             $user,
             ", 0) = 0 AND b.shadowban <> 0 AND (b.banned_until IS NULL OR b.banned_until >= ",
             $now,
-            ")))"
+            ")"
+        )
+    };
+}
+pub(super) use marks;
+
+/// SQL that holds for messages that may be seen; with the parameters of [`marks`].
+macro_rules! visible {
+    ($message:literal, $user:literal, $session:literal, $now:literal) => {
+        concat!(
+            "(",
+            $now,
+            " IS NULL OR NOT EXISTS (SELECT 1",
+            $crate::store::sqlite::shadow::marks!($message, $user, $session, $now),
+            " AND s.kept IS NULL))"
         )
     };
 }
 pub(super) use visible;
+
+/// SQL for the version that is to be read in the place of a message: the text before the first edit that is hidden, else NULL.
+/// With the parameters of [`marks`].
+macro_rules! kept {
+    ($message:literal, $user:literal, $session:literal, $now:literal) => {
+        concat!(
+            "(SELECT min(s.kept)",
+            $crate::store::sqlite::shadow::marks!($message, $user, $session, $now),
+            " AND ",
+            $now,
+            " IS NOT NULL)"
+        )
+    };
+}
+pub(super) use kept;
 
 /// Whether the message must look as if it were not there.
 pub(super) fn hides(conn: &Connection, eyes: Eyes, message: MessageId) -> rusqlite::Result<bool> {
@@ -78,17 +106,25 @@ pub(super) fn on(scope: &Scope<'_>, actor: &Actor) -> rusqlite::Result<Vec<BanId
     Ok(bans)
 }
 
-/// Hides a message of the actor's; to whom it is told.
-pub(super) fn hide(scope: &Scope<'_>, message: MessageId, actor: &Actor, bans: &[BanId]) -> Result<Audience, Failure> {
+/// Hides a message of the actor's, or an edit of it, after which others read the version `kept`; to whom it is told. What a
+/// ban hides already stays hidden as it is.
+pub(super) fn hide(
+    scope: &Scope<'_>,
+    message: MessageId,
+    actor: &Actor,
+    bans: &[BanId],
+    kept: Option<i64>,
+) -> Result<Audience, Failure> {
     for ban in bans {
         row::execute(
             scope.conn,
-            "INSERT OR IGNORE INTO scd_shadowed (message_id, ban_id, user_id, session_id) VALUES (?1, ?2, ?3, ?4)",
+            "INSERT OR IGNORE INTO scd_shadowed (message_id, ban_id, user_id, session_id, kept) VALUES (?1, ?2, ?3, ?4, ?5)",
             params![
                 message.as_sql(),
                 ban.as_sql(),
                 actor.user.map(UserId::as_sql),
-                scope.sessions.stored(actor.session)
+                scope.sessions.stored(actor.session),
+                kept,
             ],
         )?;
     }
@@ -96,6 +132,12 @@ pub(super) fn hide(scope: &Scope<'_>, message: MessageId, actor: &Actor, bans: &
         [] => Ok(audience(scope, message)?),
         _ => Ok(Audience::Hidden { user: actor.user, session: Some(actor.session) }),
     }
+}
+
+/// Nobody reads a former text any more: an admin has changed it, or the message is deleted.
+pub(super) fn drop_kept(scope: &Scope<'_>, message: MessageId) -> rusqlite::Result<()> {
+    let sql = "DELETE FROM scd_shadowed WHERE message_id = ?1 AND kept IS NOT NULL";
+    row::execute(scope.conn, sql, [message.as_sql()]).map(drop)
 }
 
 /// Who hears of a change to a message.
@@ -126,8 +168,10 @@ mod tests {
 
     #[test]
     fn whether_a_message_is_hidden_costs_a_look_at_its_marks() {
-        let plan = plan(concat!("SELECT ", visible!("?1", "?2", "?3", "?4")), [1, 2, 3, 4]);
-        assert!(plan.contains("SEARCH s USING PRIMARY KEY (message_id=?)"), "{plan}");
-        assert!(plan.contains("SEARCH b USING INTEGER PRIMARY KEY"), "{plan}");
+        for sql in [visible!("?1", "?2", "?3", "?4"), kept!("?1", "?2", "?3", "?4")] {
+            let plan = plan(&format!("SELECT {sql}"), [1, 2, 3, 4]);
+            assert!(plan.contains("SEARCH s USING PRIMARY KEY (message_id=?)"), "{plan}");
+            assert!(plan.contains("SEARCH b USING INTEGER PRIMARY KEY"), "{plan}");
+        }
     }
 }

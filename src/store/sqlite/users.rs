@@ -25,17 +25,13 @@ pub(super) fn register(scope: &Scope<'_>, nickname: &Name, password_hash: &str, 
 }
 
 pub(super) fn sign_in(scope: &Scope<'_>, user: UserId, flags: u8) -> Result<Event, Failure> {
-    let flags = flags | admin::granted(scope.conn, user)?;
-    let changed = row::execute(
-        scope.conn,
-        "UPDATE User SET last_seen = ?2, user_flags = ?3 WHERE id = ?1",
-        params![user.as_sql(), scope.now, flags],
-    )?;
+    let changed = row::execute(scope.conn, "UPDATE User SET last_seen = ?2 WHERE id = ?1", [user.as_sql(), scope.now])?;
     found(changed)?;
+    let flags = admin::settle_flags(scope.conn, user, flags)?;
     Ok(Event::SignedIn { user, flags })
 }
 
-pub(super) fn rename(scope: &Scope<'_>, user: UserId, nickname: &Name) -> Result<Event, Failure> {
+pub(super) fn rename(scope: &Scope<'_>, user: UserId, nickname: &Name, flags: u8) -> Result<Event, Failure> {
     if is_taken(scope.conn, nickname, Some(user))? {
         return Err(Refusal::NicknameTaken.into());
     }
@@ -62,8 +58,8 @@ pub(super) fn rename(scope: &Scope<'_>, user: UserId, nickname: &Name) -> Result
         params![user.as_sql(), Text(nickname)],
     )?;
     found(changed)?;
-    let granted = admin::granted(scope.conn, user)?;
-    Ok(Event::Renamed { user, nickname: nickname.clone(), granted })
+    let flags = admin::settle_flags(scope.conn, user, flags)?;
+    Ok(Event::Renamed { user, nickname: nickname.clone(), flags })
 }
 
 pub(super) fn set_password(scope: &Scope<'_>, user: UserId, password_hash: Option<&str>) -> Result<Event, Failure> {

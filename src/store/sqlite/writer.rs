@@ -442,7 +442,13 @@ fn remember_bans(bans: &mut bans::Table, event: &Event) {
     match event {
         Event::Banned(ban) => drop(bans.insert(ban.id, Arc::clone(ban))),
         Event::Unbanned { bans: lifted } => lifted.iter().for_each(|ban| drop(bans.remove(ban))),
-        Event::UserDeleted { user, .. } => bans.retain(|_, ban| !ban.is_of(*user)),
+        Event::UserDeleted { user, nickname, .. } => {
+            let theirs: Vec<_> = bans.values().filter(|ban| ban.is_of(*user)).cloned().collect();
+            for ban in theirs {
+                bans.remove(&ban.id);
+                ban.without_account(nickname).map(|left| bans.insert(left.id, Arc::new(left)));
+            }
+        }
         _ => (),
     }
 }
@@ -464,7 +470,7 @@ fn perform(scope: &mut Scope<'_>, command: &Command) -> Result<Event, Failure> {
         Command::CreateChannel(new) => channels::create(scope, new),
         Command::Register { nickname, password_hash, flags } => users::register(scope, nickname, password_hash, *flags),
         Command::SignIn { user, flags } => users::sign_in(scope, *user, *flags),
-        Command::Rename { user, nickname } => users::rename(scope, *user, nickname),
+        Command::Rename { user, nickname, flags } => users::rename(scope, *user, nickname, *flags),
         Command::SetPassword { user, password_hash } => users::set_password(scope, *user, password_hash.as_deref()),
         Command::AddSshKey { user, key } => keys::add(scope, *user, key),
         Command::RelabelSshKey { user, key, label } => keys::relabel(scope, *user, *key, label),

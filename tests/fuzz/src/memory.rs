@@ -109,12 +109,14 @@ impl Rows {
                 self.account(user)?.flags = flags;
                 Ok(Event::SignedIn { user, flags })
             }
-            Command::Rename { user, nickname } => {
+            Command::Rename { user, nickname, flags } => {
                 if self.named(&nickname).is_some_and(|account| account.id != user) {
                     return Err(Refusal::NicknameTaken);
                 }
-                self.account(user)?.nickname = nickname.clone();
-                Ok(Event::Renamed { user, nickname, granted: 0 })
+                let account = self.account(user)?;
+                account.nickname = nickname.clone();
+                account.flags = flags;
+                Ok(Event::Renamed { user, nickname, flags })
             }
             Command::SetPassword { user, password_hash } => {
                 self.account(user)?.password_hash = password_hash.ok_or(Refusal::NoSshKeys)?;

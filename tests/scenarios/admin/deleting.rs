@@ -64,13 +64,8 @@ fn a_deleted_account_leaves_its_messages_as_a_visitors_and_nothing_else() {
     assert_eq!(rows(&server, "SELECT created_by FROM Channel WHERE name = 'annsroom'"), [["NULL"]]);
     // The channel has no owner any more, on no shard.
     let mut new_ann = registered(&server, "ann");
-    let sub = superchat::wire::client::CreateSubchannel {
-        channel_id: room,
-        name: b"inner",
-        description: b"",
-        channel_type: 1,
-        retention_hours: 24,
-    };
+    let sub =
+        CreateSubchannel { channel_id: room, name: b"inner", description: b"", channel_type: 1, retention_hours: 24 };
     check_failed(
         &mut new_ann,
         "SUBCHANNEL_CREATED",
@@ -81,16 +76,48 @@ fn a_deleted_account_leaves_its_messages_as_a_visitors_and_nothing_else() {
 }
 
 #[test]
-fn bans_of_a_deleted_account_go_with_it() {
+fn bans_by_id_go_with_a_deleted_account_and_bans_by_nickname_stay() {
     let server = governed();
     let mut boss = boss(&server);
     drop(registered(&server, "troll"));
+    drop(registered(&server, "ann"));
     banned(&mut boss, ban("troll"), "USER_BANNED", "User troll banned successfully");
-    assert_eq!(boss.ask(delete(2), "USER_DELETED")["success"], true);
-    assert!(bans(&mut boss, true).is_empty());
-    let mut free = server.client();
-    let take = SetNickname { nickname: Bounded(b"troll") };
-    assert_eq!(free.ask(take, "NICKNAME_RESPONSE")["success"], true);
+    banned(&mut boss, ban_id(3), "USER_BANNED", "User user_id:3 banned successfully");
+    for user in [2, 3] {
+        assert_eq!(boss.ask(delete(user), "USER_DELETED")["success"], true);
+    }
+    let left = bans(&mut boss, true);
+    assert_eq!(left.len(), 1);
+    assert_eq!((&left[0]["nickname"], &left[0]["user_id"]), (&json!("troll"), &json!(null)));
+    let mut somebody = server.client();
+    let take = |nickname: &'static [u8]| SetNickname { nickname: Bounded(nickname) };
+    assert_eq!(somebody.ask(take(b"ann"), "NICKNAME_RESPONSE")["success"], true);
+    check_failed(&mut somebody, "NICKNAME_RESPONSE", [(take(b"troll").into(), PERMANENT)]);
+}
+
+#[test]
+fn what_a_deleted_account_wrote_under_a_shadow_ban_stays_hidden() {
+    for by_id in [false, true] {
+        let mut server = governed();
+        let mut boss = boss(&server);
+        let mut troll = registered(&server, "troll");
+        if by_id {
+            let hiding = BanUser { shadowban: true, ..ban_id(2) };
+            banned(&mut boss, hiding, "USER_BANNED", "User user_id:2 banned successfully");
+        } else {
+            banned(&mut boss, shadow("troll"), "USER_BANNED", "User troll banned successfully");
+        }
+        posted(&mut troll, post(GENERAL, b"spam"));
+        assert_eq!(boss.ask(delete(2), "USER_DELETED")["success"], true);
+        assert!(contents(&mut server.client(), roots(GENERAL)).is_empty());
+        assert_eq!(contents(&mut boss, roots(GENERAL)), ["spam"]);
+        assert_eq!(server.stop(), Some(0));
+        server.resume();
+        assert!(contents(&mut server.client(), roots(GENERAL)).is_empty());
+        let mut heir = server.client_named("troll");
+        posted(&mut heir, post(GENERAL, b"more spam"));
+        assert!(contents(&mut server.client(), roots(GENERAL)).is_empty());
+    }
 }
 
 #[test]
@@ -132,13 +159,8 @@ fn a_deleted_channel_goes_with_its_subchannels_and_everybodys_marks_of_it() {
     let server = governed();
     let mut boss = boss(&server);
     let room = created(&mut boss, "room");
-    let request = superchat::wire::client::CreateSubchannel {
-        channel_id: room,
-        name: b"inner",
-        description: b"",
-        channel_type: 1,
-        retention_hours: 24,
-    };
+    let request =
+        CreateSubchannel { channel_id: room, name: b"inner", description: b"", channel_type: 1, retention_hours: 24 };
     let inner = ChannelId(number(&boss.ask(request, "SUBCHANNEL_CREATED")["subchannel_id"]));
     let mut ann = registered(&server, "ann");
     join(&mut ann, inner);

@@ -104,12 +104,52 @@ fn edits_and_deletions_of_what_is_hidden_are_hidden_too() {
     assert_eq!(boss.expect_broadcast("MESSAGE_EDITED")["new_content"], "more spam");
     assert_eq!(boss.ask(DeleteMessage { message_id: hidden }, "MESSAGE_DELETED")["success"], true);
     twin.expect_broadcast("MESSAGE_DELETED");
-    // What was open is hidden once its text was written under the ban.
-    let before = MessageId(number(&column(&mut troll, roots(GENERAL), "message_id")[0]));
-    assert_eq!(troll.ask(edit(before, b"spam again"), "MESSAGE_EDITED")["success"], true);
-    assert_eq!(contents(&mut troll, roots(GENERAL)), ["spam again"]);
-    assert!(contents(&mut ann, roots(GENERAL)).is_empty());
     assert!(heard_names(&mut ann).is_empty());
+}
+
+#[test]
+fn others_go_on_reading_what_was_open_before_it_was_edited_under_a_ban() {
+    let Stage { mut boss, troll: [mut troll, mut twin], mut ann, server } = stage();
+    let edit = |message_id, text: &'static [u8]| EditMessage { message_id, new_content: Bounded(text) };
+    let before = MessageId(number(&column(&mut troll, roots(GENERAL), "message_id")[0]));
+    let mut below = posted(&mut ann, reply(GENERAL, before, b"an answer"));
+    for text in [&b"spam"[..], b"more spam"] {
+        assert_eq!(troll.ask(edit(before, text), "MESSAGE_EDITED")["success"], true);
+    }
+    for client in [&mut troll, &mut twin, &mut boss] {
+        assert_eq!(contents(client, roots(GENERAL)), ["more spam"]);
+    }
+    assert!(heard_names(&mut ann).is_empty());
+    let seen = listed(&mut ann, roots(GENERAL));
+    assert_eq!(
+        (&seen[0]["content"], &seen[0]["edited_at"], &seen[0]["reply_count"]),
+        (&"before".into(), &Value::Null, &1.into())
+    );
+    assert_eq!(contents(&mut ann, thread(GENERAL, before)), ["an answer"]);
+    assert_eq!(unread(&mut server.client()), 2);
+    below = posted(&mut ann, reply(GENERAL, below, b"the talk goes on"));
+    assert_eq!(contents(&mut ann, thread(GENERAL, before)), ["an answer", "the talk goes on"]);
+
+    // A reply is kept the same way.
+    assert_eq!(boss.ask(unban("troll"), "USER_UNBANNED")["success"], true);
+    assert_eq!(contents(&mut ann, roots(GENERAL)), ["more spam"], "what was hidden shows");
+    let own = posted(&mut troll, reply(GENERAL, below, b"sorry"));
+    banned(&mut boss, shadow("troll"), "USER_BANNED", "User troll banned successfully");
+    assert_eq!(troll.ask(edit(own, b"not sorry"), "MESSAGE_EDITED")["success"], true);
+    assert_eq!(contents(&mut ann, thread(GENERAL, before)), ["an answer", "the talk goes on", "sorry"]);
+    assert_eq!(contents(&mut boss, thread(GENERAL, before)), ["an answer", "the talk goes on", "not sorry"]);
+
+    // What an admin makes of it, everybody reads; and a deletion is one for all.
+    ann.quiet();
+    assert_eq!(troll.ask(edit(before, b"spam again"), "MESSAGE_EDITED")["success"], true);
+    assert_eq!(contents(&mut ann, roots(GENERAL)), ["more spam"]);
+    assert_eq!(boss.ask(edit(before, b"moderated"), "MESSAGE_EDITED")["success"], true);
+    assert_eq!(ann.expect_broadcast("MESSAGE_EDITED")["new_content"], "moderated");
+    assert_eq!(contents(&mut ann, roots(GENERAL)), ["moderated"]);
+    assert_eq!(troll.ask(edit(before, b"spam at last"), "MESSAGE_EDITED")["success"], true);
+    assert_eq!(troll.ask(DeleteMessage { message_id: before }, "MESSAGE_DELETED")["success"], true);
+    ann.expect_broadcast("MESSAGE_DELETED");
+    assert_eq!(contents(&mut ann, roots(GENERAL)), ["[deleted by ~troll]"]);
 }
 
 #[test]

@@ -1,0 +1,126 @@
+//! What admins and operators do, in the file: acts and their audit, rights, and what shadow bans hide.
+
+use superchat::store::{Act, Admin, Administer, Role, Subject};
+
+use super::*;
+
+fn administer(act: Act) -> Command {
+    let by = Admin { name: name("root (uid 0)"), address: None };
+    Command::Administer(Box::new(Administer { by, act }))
+}
+
+fn ban(nickname: &str, shadow: bool, seconds: Option<u64>) -> Command {
+    let subject = Subject::User { user: None, nickname: Some(name(nickname)) };
+    administer(Act::Ban { subject, reason: name("spam"), shadow, seconds })
+}
+
+#[test]
+fn an_act_and_its_row_in_the_audit_are_stored_together_or_not_at_all() {
+    let server = Server::new();
+    server.register("ann");
+    let shell = server.shell();
+    // An audit that takes nothing more takes the act along.
+    shell
+        .execute_batch("CREATE TRIGGER full BEFORE INSERT ON AdminAction BEGIN SELECT RAISE(ABORT, 'no room'); END")
+        .unwrap();
+    for act in [
+        ban("ann", false, None),
+        administer(Act::DeleteUser(UserId(1))),
+        administer(Act::DeleteChannel { channel: GENERAL, reason: name("") }),
+        administer(Act::SetRole { user: UserId(1), role: Role::Admin, is_granted: true, flags: 0 }),
+    ] {
+        assert_eq!(server.refusal(act), Refusal::Database);
+    }
+    let count = |sql| value::<i64>(&shell, sql);
+    assert_eq!(count("SELECT count(*) FROM Ban"), 0);
+    assert_eq!(count("SELECT count(*) FROM User WHERE user_flags = 0"), 1);
+    assert_eq!(count("SELECT count(*) FROM Channel"), 5);
+    assert_eq!(count("SELECT count(*) FROM scd_admin_grant"), 0);
+    shell.execute_batch("DROP TRIGGER full").unwrap();
+    server.write(ban("ann", false, None)).unwrap();
+    assert_eq!(count("SELECT count(*) FROM Ban"), 1);
+    assert_eq!(count("SELECT count(*) FROM AdminAction WHERE action_type = 'ban_user' AND target_id = 1"), 1);
+}
+
+#[test]
+fn a_post_that_waited_behind_the_deletion_of_its_author_is_not_stored() {
+    let server = Server::new();
+    let ann = server.register("ann");
+    server.post(&ann, GENERAL, None, "before");
+    server.write(administer(Act::DeleteUser(ann.user.unwrap()))).unwrap();
+    assert_eq!(server.refusal(post(&ann, GENERAL, None, "after")), Refusal::UserNotFound);
+    server.write(ban("ann", true, None)).unwrap();
+    assert_eq!(server.refusal(post(&ann, GENERAL, None, "hidden")), Refusal::UserNotFound);
+    server.post(&visitor("bob", 9), GENERAL, None, "by nobody's account");
+    assert_eq!(value::<i64>(&server.shell(), "SELECT count(*) FROM Message WHERE author_user_id IS NULL"), 2);
+    assert_eq!(value::<i64>(&server.shell(), "SELECT count(*) FROM Message"), 2);
+}
+
+#[test]
+fn what_is_posted_under_a_shadow_ban_is_hidden_until_it_is_lifted() {
+    let server = Server::new();
+    let ann = server.register("ann");
+    let Ok(Event::Banned(given)) = server.write(ban("ann", true, Some(60))) else { panic!("no ban") };
+    assert_eq!(given.until, Some(START + 60_000));
+    let hidden = posted(server.write(post(&ann, GENERAL, None, "spam")));
+    let own = Audience::Hidden { user: ann.user, session: Some(ann.session) };
+    assert_eq!(hidden.audience, own);
+    let list = |viewer| {
+        let query = Query::Roots { viewer, channel: GENERAL, cursor: Cursor::None, limit: 10 };
+        messages(server.ask(query)).len()
+    };
+    let other = visitor("bob", 9);
+    assert_eq!([list(ann.viewer()), list(admin(&ann).viewer()), list(other.viewer())], [1, 1, 0]);
+    // A mark counts like the name that it came from.
+    let marked = Actor { marks: vec![given.id], ..visitor("somebody", 5) };
+    assert_ne!(posted(server.write(post(&marked, GENERAL, None, "more"))).audience, Audience::Everybody);
+    let subject = Subject::User { user: ann.user, nickname: None };
+    server.write(administer(Act::Unban(subject))).unwrap();
+    assert_eq!(list(other.viewer()), 2);
+    assert_eq!(posted(server.write(post(&marked, GENERAL, None, "free"))).audience, Audience::Everybody);
+}
+
+#[test]
+fn an_account_cannot_take_a_name_that_was_banned_before() {
+    let server = Server::new();
+    let ann = server.register("ann");
+    let rename = || rename(&ann, "goblin");
+    server.write(ban("goblin", false, None)).unwrap();
+    assert_eq!(server.refusal(rename()), Refusal::NicknameBanned);
+    server.write(administer(Act::Unban(Subject::User { user: None, nickname: Some(name("goblin")) }))).unwrap();
+    server.write(ban("goblin", true, None)).unwrap();
+    server.write(rename()).unwrap();
+}
+
+#[test]
+fn the_admin_bit_of_the_file_gives_nobody_rights_and_the_moderators_lasts_until_it_is_revoked() {
+    let server = Server::new();
+    let ann = server.register("ann");
+    let user = ann.user.unwrap();
+    let shell = server.shell();
+    let forge = || shell.execute("UPDATE User SET user_flags = user_flags | 1", []).unwrap();
+    let set = |role, is_granted, flags| match server.write(administer(Act::SetRole { user, role, is_granted, flags })) {
+        Ok(Event::RoleSet { flags, .. }) => (flags, server.account("ann").0.unwrap().flags),
+        other => panic!("{other:?}"),
+    };
+    forge();
+    assert_eq!(set(Role::Moderator, true, 0), (2, 2));
+    forge();
+    assert_eq!(set(Role::Moderator, false, 0), (0, 0));
+    assert_eq!(set(Role::Moderator, true, FLAG_ADMIN), (3, 3), "listed in the configuration");
+    assert_eq!(set(Role::Admin, true, 0), (3, 3));
+    assert_eq!(set(Role::Admin, false, FLAG_ADMIN), (3, 3));
+    let renamed = |nickname| match server.write(rename(&ann, nickname)) {
+        Ok(Event::Renamed { flags, .. }) => (flags, server.account(nickname).0.unwrap().flags),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(renamed("anna"), (2, 2), "what came with the name stays with it");
+    assert_eq!(renamed("ann"), (2, 2));
+    let sign_in = || match server.write(Command::SignIn { user, flags: 0 }) {
+        Ok(Event::SignedIn { flags, .. }) => flags,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(sign_in(), 2);
+    set(Role::Moderator, false, 0);
+    assert_eq!(sign_in(), 0, "revoked between the question for the account and its sign-in");
+}
