@@ -75,7 +75,7 @@ pub fn set_nickname(shard: &mut Shard, key: SessionKey, request: &client::SetNic
 fn rename(shard: &mut Shard, key: SessionKey, signed_in: SignedIn, nickname: Name, owner: Option<Account>) {
     const IN_USE: &str = "Nickname already in use";
     // Nobody becomes an admin by taking a listed name (D-09).
-    let flags = shard.settings.flags_for(&nickname, 0);
+    let flags = shard.settings.flags_for(&nickname);
     let becomes_admin = flags & FLAG_ADMIN != 0;
     if becomes_admin && signed_in.flags & FLAG_ADMIN == 0 {
         return nickname_response(shard, key, false, IN_USE);
@@ -200,7 +200,7 @@ fn verified(shard: &mut Shard, key: SessionKey, account: Account, ban: Option<Ba
     if let Some(ban) = ban.filter(|ban| !ban.shadow) {
         return refuse_banned(shard, key, &account, &ban);
     }
-    let flags = shard.settings.flags_for(&account.nickname, 0);
+    let flags = shard.settings.flags_for(&account.nickname);
     let user = account.id;
     shard.submit(key, Command::SignIn { user, flags }, move |shard, key, result| match result {
         Ok(event) => {
@@ -314,7 +314,7 @@ pub fn register_user(shard: &mut Shard, key: SessionKey, request: &client::Regis
 }
 
 fn register(shard: &mut Shard, key: SessionKey, nickname: Name, password_hash: Box<str>) {
-    let flags = shard.settings.flags_for(&nickname, 0);
+    let flags = shard.settings.flags_for(&nickname);
     shard.submit(key, Command::Register { nickname, password_hash, flags }, |shard, key, result| match result {
         Ok(Event::Registered { user, nickname, flags }) => {
             let by_password_at = Some(shard.now.mono);

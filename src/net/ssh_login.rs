@@ -148,7 +148,7 @@ impl Login {
 
     /// The flags that the account has from now on.
     async fn store_sign_in(&self, account: &Account, fingerprint: &str) -> Result<u8, DeskError> {
-        let flags = self.settings.get().flags_for(&account.nickname, account.flags);
+        let flags = self.settings.get().flags_for(&account.nickname);
         let command = Command::SignInByKey { user: account.id, flags, fingerprint: fingerprint.into() };
         let event = self.desk.submit(&*self.store, command).await?;
         Ok(if let Event::SignedIn { flags, .. } = event { flags } else { flags })
@@ -230,7 +230,7 @@ impl Attempt<'_> {
         let Some(password_hash) = unknown_password().await else {
             return Err(self.refuse(AuthResult::Failed, "no password could be made"));
         };
-        let flags = self.login.settings.get().flags_for(&nickname, 0);
+        let flags = self.login.settings.get().flags_for(&nickname);
         let command = Command::RegisterByKey { nickname: nickname.clone(), password_hash, flags, key: Box::new(key) };
         match self.login.desk.submit(&*self.login.store, command).await {
             Ok(Event::Registered { user, nickname, .. }) => {

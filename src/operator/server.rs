@@ -424,7 +424,7 @@ impl At<'_> {
         if !is_granted && names.iter().any(|listed| listed.as_bytes() == &account.nickname[..]) {
             return Err(format!("{nickname} is listed in {setting}: take the name out there, and reload"));
         }
-        let flags = settings.flags_for(&account.nickname, 0);
+        let flags = settings.flags_for(&account.nickname);
         self.administer(Act::SetRole { user: account.id, role, is_granted, flags }).await?;
         let what = if role == store::Role::Admin { "an admin" } else { "a moderator" };
         let now = if is_granted { "is" } else { "is no longer" };

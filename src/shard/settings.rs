@@ -70,13 +70,13 @@ impl InForce {
 }
 
 impl ChatSettings {
-    /// The admin bit is set and cleared from the configuration, the moderator bit only set (BEHAVIOUR.md 5.1, 9.2).
+    /// What rights the configuration gives to a name (BEHAVIOUR.md 5.1, 9.2). The store adds what was granted.
     #[must_use]
-    pub fn flags_for(&self, nickname: &[u8], stored: u8) -> u8 {
+    pub fn flags_for(&self, nickname: &[u8]) -> u8 {
         use crate::store::{FLAG_ADMIN, FLAG_MODERATOR};
         let listed = |names: &[String]| names.iter().any(|name| name.as_bytes() == nickname);
         let admin = if listed(&self.admin_users) { FLAG_ADMIN } else { 0 };
         let moderator = if listed(&self.moderator_users) { FLAG_MODERATOR } else { 0 };
-        (stored & !FLAG_ADMIN) | admin | moderator
+        admin | moderator
     }
 }

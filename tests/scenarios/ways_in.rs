@@ -560,7 +560,7 @@ fn greedy_and_slow_http_clients_cost_nobody_else_anything() {
     let _may_be_closed = greedy.write_all(endless.as_bytes());
     doors.server.client_named("alice").ask(post(b"undisturbed"), "MESSAGE_POSTED");
     drop(slow);
-    let answered = crate::support::clock::poll(PATIENCE, || {
+    let answered = clock::poll(PATIENCE, || {
         let mut stream = TcpStream::connect(doors.web).ok()?;
         stream.write_all(b"GET /servers.json HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
         let mut answer = String::new();
