@@ -31,6 +31,9 @@ pub enum ClientError {
     Connect { server: String, source: io::Error },
     #[error("connection lost: {0}")]
     Io(#[from] io::Error),
+    /// Whoever read what is printed has seen enough; nothing went wrong.
+    #[error("nobody reads what is printed")]
+    Unread,
     #[error("the server closed the connection")]
     Closed,
     #[error("the server closed the connection: {0}")]
@@ -146,7 +149,7 @@ fn read_stdin() -> Result<Vec<u8>, ClientError> {
 /// A reader that has gone away, as `head` does, ends the output without an error.
 fn print_line(out: &mut impl Write, line: &str) -> Result<(), ClientError> {
     match writeln!(out, "{line}").and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ClientError::Closed),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ClientError::Unread),
         written => written.map_err(ClientError::Io),
     }
 }

@@ -199,7 +199,7 @@ fn translate(input: &Input, line: impl Fn(&str) -> Result<String, JsonError>) ->
 
 fn answer(outcome: Result<(), client::ClientError>) -> ExitCode {
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) | Err(client::ClientError::Unread) => ExitCode::SUCCESS,
         Err(error) => complain(&error.to_string(), FAILED),
     }
 }

@@ -180,3 +180,18 @@ mod chat {
         }
     }
 }
+
+/// As `scd channels | head` ends it.
+#[test]
+fn who_reads_no_further_is_no_error() {
+    let server = Server::start(Settings::new());
+    for arguments in [&["channels"][..], &["post", "general", "unread"], &["tail", "general"]] {
+        server.client_named("author").ask(post(b"something to print"), "MESSAGE_POSTED");
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut unread = command(arguments);
+        unread.args(["--server", &address(&server)]).stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped());
+        let output = unread.spawn().unwrap().wait_with_output().unwrap();
+        assert_eq!((output.status.code(), lines(&output.stderr)), (Some(0), vec![]), "{arguments:?}");
+    }
+}
