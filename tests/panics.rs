@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
 
 use superchat::admin::health::Health;
-use superchat::metrics::{BuildInfo, Exposition, Label as _, Metrics, MetricsOptions, Transport};
+use superchat::metrics::{Exposition, Label as _, Metrics, Transport};
 use superchat::net::door::Door;
 use superchat::net::stream::Socket;
 use superchat::net::{CloseReason, Gate, tcp};
@@ -19,7 +19,6 @@ use superchat::store::{Answer, Busy, Deliver as _, Query, Store, Submission, Tic
 use superchat::supervise;
 use superchat::wire::client::SetNickname;
 use superchat::wire::codec::Bounded;
-use superchat::wire::{ClientMessage, ServerMessage};
 use support::Client;
 
 /// Knows nobody, and cannot bear one name.
@@ -50,26 +49,14 @@ impl Passwords for NoPasswords {
     }
 }
 
-fn metrics() -> Arc<Metrics> {
-    Metrics::new(MetricsOptions {
-        shards: 1,
-        client_messages: ClientMessage::TABLE,
-        server_messages: ServerMessage::TABLE,
-        error_codes: &[],
-        topic_series_max: 0,
-        started_wall_ms: 0,
-        jemalloc: false,
-        build: BuildInfo { version: "", commit: "", rustc: "" },
-    })
-}
-
 fn take(nickname: &str) -> SetNickname<'_> {
     SetNickname { nickname: Bounded(nickname.as_bytes()) }
 }
 
 #[test]
 fn a_panic_in_a_handler_ends_one_session_only() {
-    let (bus, metrics, settings) = (Arc::new(Bus::new(1)), metrics(), Arc::new(support::chat::unlimited()));
+    let (bus, metrics, settings) =
+        (Arc::new(Bus::new(1)), Metrics::new(support::chat::metrics_options(1)), Arc::new(support::chat::unlimited()));
     let parts = Parts {
         id: 0,
         settings: Arc::clone(&settings),

@@ -19,7 +19,7 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use superchat::admin::health::Health;
 use superchat::ids::{ChannelId, SessionId};
-use superchat::metrics::{BuildInfo, Metrics, MetricsOptions};
+use superchat::metrics::Metrics;
 use superchat::net::stream::Socket;
 use superchat::net::{Gate, tcp};
 use superchat::passwords::{HashJob, Passwords};
@@ -27,7 +27,7 @@ use superchat::profile::tasks::{self, Doing, Kind, TaskInfo};
 use superchat::shard::{Accepted, Bus, Parts, Rates, ShardEvent};
 use superchat::store::{Answer, Busy, Channel, ChannelType, Deliver as _, Query, Store, Submission, Ticket};
 use superchat::wire::codec::{Bounded, Wire};
-use superchat::wire::{ClientMessage, ServerMessage, client, frame};
+use superchat::wire::{ClientMessage, client, frame};
 
 const SHARDS: usize = 2;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -68,7 +68,7 @@ impl Server {
     fn start() -> Self {
         let bus = Arc::new(Bus::new(SHARDS));
         let health = Health::new("", SHARDS, superchat::clock::monotonic_ms());
-        let (metrics, settings) = (Metrics::new(metrics_options()), Arc::new(chat::unlimited()));
+        let (metrics, settings) = (Metrics::new(chat::metrics_options(SHARDS)), Arc::new(chat::unlimited()));
         let rates = Arc::new(Rates::new(&settings));
         let parts = |id| Parts {
             id,
@@ -145,19 +145,6 @@ fn channel(id: u64) -> Channel {
         created_by: None,
         parent: None,
         participants: None,
-    }
-}
-
-fn metrics_options() -> MetricsOptions {
-    MetricsOptions {
-        shards: SHARDS,
-        client_messages: ClientMessage::TABLE,
-        server_messages: ServerMessage::TABLE,
-        error_codes: &[],
-        topic_series_max: 0,
-        started_wall_ms: 0,
-        jemalloc: false,
-        build: BuildInfo { version: "", commit: "", rustc: "" },
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use superchat::ids::{ChannelId, SessionId, UserId};
 use superchat::limits::POSTS_IN_FLIGHT_MAX;
-use superchat::metrics::{BuildInfo, FanoutTally, Label as _, Metrics, MetricsOptions};
+use superchat::metrics::{FanoutTally, Label as _, Metrics};
 use superchat::net::{CloseReason, Gate};
 use superchat::passwords::{DeliverHash, HashJob, HashOutcome, Passwords};
 use superchat::shard::presence::TICK_MS;
@@ -22,7 +22,6 @@ use superchat::store::{
     Act, Admin, Administer, Answer, Audience, Busy, ChannelType, Command, Deliver, Event, Message, Name, Outcome,
     Query, Refusal, Store, Subject, Submission, Ticket, Viewer,
 };
-use superchat::wire::{ClientMessage, ServerMessage};
 
 use crate::facts::{Facts, Milestone};
 use crate::link::{Link, Pace, Socket};
@@ -208,7 +207,7 @@ impl World {
         let (memory, facts) = furnish();
         let desk = Arc::new(Desk::default());
         let bus = Arc::new(Bus::new(plan.shards));
-        let metrics = Metrics::new(metrics_options(plan.shards));
+        let metrics = Metrics::new(chat::metrics_options(plan.shards));
         let settings = Arc::new(settings(&plan, sabotage));
         let rates = Arc::new(Rates::new(&settings));
         let now = Now { mono: 1000, mono_micros: 1_000_000, wall: 1_790_000_000_000 };
@@ -374,19 +373,6 @@ fn settings(plan: &Plan, sabotage: Option<Sabotage>) -> ChatSettings {
         },
         admin_users: vec![NAMES[0].to_owned()],
         ..chat::unlimited()
-    }
-}
-
-fn metrics_options(shards: usize) -> MetricsOptions {
-    MetricsOptions {
-        shards,
-        client_messages: ClientMessage::TABLE,
-        server_messages: ServerMessage::TABLE,
-        error_codes: &[],
-        topic_series_max: 0,
-        started_wall_ms: 0,
-        jemalloc: false,
-        build: BuildInfo { version: "", commit: "", rustc: "" },
     }
 }
 

@@ -1,8 +1,10 @@
-//! What a shard of a test is told, where no configuration is read.
+//! What shards of a test are told and count in, where no configuration is read.
 
+use superchat::metrics::{BuildInfo, MetricsOptions};
 use superchat::shard::ChatSettings;
 use superchat::shard::settings::DirectoryEntry;
 use superchat::wire::server::ServerConfig;
+use superchat::wire::{ClientMessage, ServerMessage};
 
 /// No rate, no timeout, no admins, no directory.
 pub fn unlimited() -> ChatSettings {
@@ -40,5 +42,19 @@ pub fn unlimited() -> ChatSettings {
             description: String::new(),
             users_max: 0,
         },
+    }
+}
+
+/// Metrics of so many shards, without the allocator's.
+pub fn metrics_options(shards: usize) -> MetricsOptions {
+    MetricsOptions {
+        shards,
+        client_messages: ClientMessage::TABLE,
+        server_messages: ServerMessage::TABLE,
+        error_codes: &[],
+        topic_series_max: 0,
+        started_wall_ms: 0,
+        jemalloc: false,
+        build: BuildInfo { version: "", commit: "", rustc: "" },
     }
 }
