@@ -1359,15 +1359,23 @@ fn read_states_invitations_and_servers_are_forgotten_in_time() {
         format!(
             "INSERT INTO User VALUES ({id}, 'u{id}', 0, '', 1, 1, NULL);
              INSERT INTO UserChannelState VALUES ({id}, 1, 0, 1, {seconds});
-             INSERT INTO DMInvite (id, initiator_user_id, target_session_id, created_at) VALUES ({id}, {id}, 5, {invited});
+             INSERT INTO DMInvite (id, initiator_user_id, target_user_id, created_at) VALUES ({id}, {id}, 9, {invited});
              INSERT INTO DiscoveredServer (id, hostname, port, name, description, last_heartbeat, discovered_via, created_at)
                  VALUES ({id}, 'h{id}', 1, '', '', {heard}, 'gossip', 1);"
         )
     };
-    let server = Server::prepared(|opened| opened.writer.execute_batch(&(rows(1, 1) + &rows(0, 2))).unwrap());
+    let others = "INSERT INTO User VALUES (9, 'u9', 0, '', 1, 1, NULL);
+                  INSERT INTO Message (id, channel_id, author_nickname, content, created_at, thread_root_id)
+                      VALUES (1, 1, '~bo', 'old', 1, 1);";
+    let server = Server::prepared(|opened| {
+        opened.writer.execute_batch(&(others.to_owned() + &rows(1, 1) + &rows(0, 2))).unwrap();
+    });
+    server.eventually("the last work of the round", || {
+        value::<i64>(&server.shell(), "SELECT count(*) FROM Message") == 0
+    });
     let left = "SELECT (SELECT group_concat(user_id) FROM UserChannelState) || (SELECT group_concat(id) FROM DMInvite)
                        || (SELECT group_concat(id) FROM DiscoveredServer)";
-    server.eventually("the pruning", || value::<String>(&server.shell(), left) == "222");
+    assert_eq!(value::<Option<String>>(&server.shell(), left).as_deref(), Some("222"));
 }
 
 #[test]
