@@ -7,11 +7,9 @@ use std::cell::Cell;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -24,17 +22,15 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use ipnet::IpNet;
 use serde::Serialize;
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::{debug, error, warn};
 
 use super::door::Door;
+use super::port::Port;
 use super::{Gate, websocket};
 use crate::clock;
 use crate::profile::tasks::{self, place, site};
-use crate::supervise;
 
 /// The port's name in metrics.
 const SERVER: &str = "public";
@@ -51,11 +47,6 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 const HEADERS_MAX: usize = 64;
-
-/// Pause after a failed accept, as without descriptors.
-const RETRY: Duration = Duration::from_millis(100);
-/// How long conversations may go on after the sessions have ended.
-const STOP_DEADLINE: Duration = Duration::from_secs(2);
 
 /// One server in `/servers.json`. Its readers know the keys as they are, capitals included.
 #[derive(Debug, Clone, Serialize)]
@@ -106,89 +97,32 @@ pub struct HttpParts {
     pub on_panic: Box<dyn FnOnce() + Send>,
 }
 
-/// The public HTTP port, open until it is stopped.
-pub struct HttpServer {
-    /// Accept no more; then, end what is left.
-    stop: Arc<[Notify; 2]>,
-    thread: JoinHandle<()>,
-}
-
 /// How many connections the port takes, per address and in all; exempt networks are free of the former.
 #[must_use]
 pub fn limits(exempt: Vec<IpNet>) -> (Option<u32>, Option<u32>, Vec<IpNet>) {
     (Some(CONNECTIONS_PER_ADDRESS_MAX), Some(CONNECTIONS_MAX), exempt)
 }
 
-impl HttpServer {
-    /// Starts serving.
-    ///
-    /// # Errors
-    /// When the system gives no thread, or no way to watch the socket.
-    pub fn start(parts: HttpParts) -> io::Result<Self> {
-        let HttpParts { listener, door, allowed_origins, trusted_proxies, gate, servers, on_panic } = parts;
-        listener.set_nonblocking(true)?;
-        ROUTES.iter().for_each(|route| door.metrics.http_route(SERVER, route.path));
-        let site = Site { door, gate, allowed_origins, trusted_proxies, servers };
-        let stop: Arc<[Notify; 2]> = Arc::default();
-        let stopped = Arc::clone(&stop);
-        let thread = supervise::spawn("scd-http", move || {
-            let run = || {
-                let mut runtime = tokio::runtime::Builder::new_current_thread();
-                let runtime = runtime.enable_io().enable_time().build_local(Default::default())?;
-                let _watched = tasks::watch(runtime.handle().metrics());
-                runtime.block_on(tasks::root(place!(), run(&Rc::new(site), listener, &stopped)))
-            };
-            if let Err(trouble) = catch_unwind(AssertUnwindSafe(run)).unwrap_or(Err(io::ErrorKind::Other.into())) {
-                warn!(error = %trouble, "the public HTTP port ended");
-                on_panic();
-            }
-        })?;
-        Ok(Self { stop, thread })
-    }
-
-    /// Lets nobody in any more. Sessions go on.
-    pub fn stop_accepting(&self) {
-        self.stop[0].notify_one();
-    }
-
-    /// Waits a moment for conversations whose sessions have ended, then closes what is left.
-    pub fn stop(self) {
-        self.stop.iter().for_each(Notify::notify_one);
-        if self.thread.join().is_err() {
-            warn!("the thread of the public HTTP port panicked");
-        }
-    }
-}
-
-async fn run(site: &Rc<Site>, listener: TcpListener, stop: &[Notify; 2]) -> io::Result<()> {
-    let mut conversations = JoinSet::new();
-    tokio::select! {
-        biased;
-        () = stop[0].notified() => {}
-        outcome = accept(site, listener, &mut conversations) => return outcome,
-    }
-    stop[1].notified().await;
-    let ended = timeout(STOP_DEADLINE, async { while conversations.join_next().await.is_some() {} });
-    if ended.await.is_err() {
-        debug!("some clients of the public HTTP port did not leave in time");
-    }
-    Ok(())
-}
-
-async fn accept(site: &Rc<Site>, listener: TcpListener, conversations: &mut JoinSet<()>) -> io::Result<()> {
-    let listener = tokio::net::TcpListener::from_std(listener)?;
-    loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                conversations.spawn_local(tasks::in_set(place!(), serve(Rc::clone(site), stream, peer)));
-            }
-            Err(error) => {
-                warn!(%error, "Accept error: {error}");
-                sleep(RETRY).await;
-            }
-        }
-        while conversations.try_join_next().is_some() {}
-    }
+/// Opens the public HTTP port.
+///
+/// # Errors
+/// When the system gives no thread, or no way to watch the socket.
+pub fn open(parts: HttpParts) -> io::Result<Port> {
+    let HttpParts { listener, door, allowed_origins, trusted_proxies, gate, servers, on_panic } = parts;
+    listener.set_nonblocking(true)?;
+    ROUTES.iter().for_each(|route| door.metrics.http_route(SERVER, route.path));
+    let site = Site { door, gate, allowed_origins, trusted_proxies, servers };
+    Port::start("public HTTP", "scd-http", on_panic, move |stop| {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_io().enable_time().build_local(Default::default())?;
+        let _watched = tasks::watch(runtime.handle().metrics());
+        let site = Rc::new(site);
+        runtime.block_on(tasks::root(place!(), async {
+            let converse = |stream, peer| tasks::in_set(place!(), serve(Rc::clone(&site), stream, peer));
+            stop.serve(listener, |connections, stream, peer| drop(connections.spawn_local(converse(stream, peer))))
+                .await
+        }))
+    })
 }
 
 /// One connection: its requests, and the session that one of them may have become.

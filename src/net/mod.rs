@@ -4,6 +4,7 @@ pub mod acceptor;
 pub mod backlog;
 pub mod door;
 pub mod http;
+pub mod port;
 pub mod ssh;
 pub mod ssh_login;
 pub mod stream;
@@ -13,6 +14,7 @@ mod websocket;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use ipnet::IpNet;
@@ -23,6 +25,9 @@ use crate::metrics::Rejection;
 use crate::profile::waits::Mutex;
 use crate::store::{Bans, Event};
 use crate::wire::ErrorCode;
+
+/// How long a client may take to hear that its session has ended: what is queued to be written, then the peer to close.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Counts connections: in all and per address (BEHAVIOUR.md 1.10).
 #[derive(Debug)]

@@ -5,11 +5,9 @@
 
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
@@ -23,15 +21,15 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
-use tracing::{debug, warn};
+use tracing::debug;
 
-use super::Admission;
 use super::door::Door;
+use super::port::Port;
 use super::ssh_login::{Identity, Login, Refused};
-use super::stream;
+use super::stream::{self, STALLED};
+use super::{Admission, FAREWELL};
 use crate::metrics::Transport;
 use crate::profile::tasks::{self, place};
-use crate::supervise;
 use crate::wire::frame::LENGTH_MAX;
 
 /// Clients check the beginning (BEHAVIOUR.md 1.8).
@@ -55,13 +53,6 @@ const AHEAD_BYTES_MAX: usize = 2 * LENGTH_MAX as usize;
 /// Of each direction of a session.
 const BUFFER_BYTES: usize = 8 * 1024;
 
-/// Pause after a failed accept, as without descriptors.
-const RETRY: Duration = Duration::from_millis(100);
-/// How long a client may take for one buffer. The session may have ended meanwhile, as that of a slow consumer.
-const STALLED: Duration = Duration::from_secs(60);
-/// How long a client may take to hear that its session has ended.
-const FAREWELL: Duration = Duration::from_secs(2);
-
 /// What the port needs.
 pub struct SshParts {
     pub listener: TcpListener,
@@ -72,52 +63,23 @@ pub struct SshParts {
     pub on_panic: Box<dyn FnOnce() + Send>,
 }
 
-/// The SSH port, open until it is stopped.
-pub struct SshServer {
-    /// Accept no more; then, end what is left.
-    stop: Arc<[Notify; 2]>,
-    thread: JoinHandle<()>,
-}
-
-impl SshServer {
-    /// Starts serving.
-    ///
-    /// # Errors
-    /// When the system gives no thread, or no way to watch the socket.
-    pub fn start(parts: SshParts) -> io::Result<Self> {
-        let SshParts { listener, door, host_key, login, on_panic } = parts;
-        listener.set_nonblocking(true)?;
-        let mut runtime = tokio::runtime::Builder::new_current_thread();
-        // One thread beside for passwords of new accounts.
-        let runtime = runtime.enable_io().enable_time().max_blocking_threads(1).build()?;
-        let site = Arc::new(Site { door, login, config: Arc::new(config(host_key)) });
-        let stop: Arc<[Notify; 2]> = Arc::default();
-        let stopped = Arc::clone(&stop);
-        let thread = supervise::spawn("scd-ssh", move || {
-            let run = || {
-                let _watched = tasks::watch(runtime.metrics());
-                runtime.block_on(tasks::root(place!(), run(&site, listener, &stopped)))
-            };
-            if let Err(error) = catch_unwind(AssertUnwindSafe(run)).unwrap_or(Err(io::ErrorKind::Other.into())) {
-                warn!(%error, "the SSH port ended");
-                on_panic();
-            }
-        })?;
-        Ok(Self { stop, thread })
-    }
-
-    /// Lets nobody in any more. Sessions go on.
-    pub fn stop_accepting(&self) {
-        self.stop[0].notify_one();
-    }
-
-    /// Waits a moment for clients whose sessions have ended, then closes what is left.
-    pub fn stop(self) {
-        self.stop.iter().for_each(Notify::notify_one);
-        if self.thread.join().is_err() {
-            warn!("the thread of the SSH port panicked");
-        }
-    }
+/// Opens the SSH port.
+///
+/// # Errors
+/// When the system gives no thread, or no way to watch the socket.
+pub fn open(parts: SshParts) -> io::Result<Port> {
+    let SshParts { listener, door, host_key, login, on_panic } = parts;
+    listener.set_nonblocking(true)?;
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    // One thread beside for passwords of new accounts.
+    let runtime = runtime.enable_io().enable_time().max_blocking_threads(1).build()?;
+    let site = Arc::new(Site { door, login, config: Arc::new(config(host_key)) });
+    Port::start("SSH", "scd-ssh", on_panic, move |stop| {
+        let _watched = tasks::watch(runtime.metrics());
+        runtime.block_on(tasks::root(place!(), async {
+            stop.serve(listener, |connections, stream, peer| admit(&site, connections, stream, peer)).await
+        }))
+    })
 }
 
 fn config(host_key: PrivateKey) -> Config {
@@ -144,36 +106,10 @@ struct Site {
     config: Arc<Config>,
 }
 
-async fn run(site: &Arc<Site>, listener: TcpListener, stop: &[Notify; 2]) -> io::Result<()> {
-    let mut connections = JoinSet::new();
-    tokio::select! {
-        biased;
-        () = stop[0].notified() => {}
-        outcome = accept(site, listener, &mut connections) => return outcome,
-    }
-    stop[1].notified().await;
-    if timeout(FAREWELL, async { while connections.join_next().await.is_some() {} }).await.is_err() {
-        debug!("some clients of the SSH port did not leave in time");
-    }
-    Ok(())
-}
-
-async fn accept(site: &Arc<Site>, listener: TcpListener, connections: &mut JoinSet<()>) -> io::Result<()> {
-    let listener = tokio::net::TcpListener::from_std(listener)?;
-    loop {
-        match listener.accept().await {
-            // Who is refused is not told why: the connection closes before anything is said (BEHAVIOUR.md 1.10).
-            Ok((stream, peer)) => {
-                if let Ok(place) = site.door.admit(peer) {
-                    connections.spawn(tasks::in_set(place!(), serve(Arc::clone(site), stream, peer, place)));
-                }
-            }
-            Err(error) => {
-                warn!(%error, "Accept error: {error}");
-                sleep(RETRY).await;
-            }
-        }
-        while connections.try_join_next().is_some() {}
+/// Who is refused is not told why: the connection closes before anything is said (BEHAVIOUR.md 1.10).
+fn admit(site: &Arc<Site>, connections: &mut JoinSet<()>, stream: TcpStream, peer: SocketAddr) {
+    if let Ok(place) = site.door.admit(peer) {
+        connections.spawn(tasks::in_set(place!(), serve(Arc::clone(site), stream, peer, place)));
     }
 }
 

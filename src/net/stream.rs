@@ -5,8 +5,13 @@ use std::io::{self, IoSlice, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use socket2::SockRef;
+
+/// How long a client behind a bridge may take for one piece of what it is sent. The session may have ended meanwhile, as
+/// that of a slow consumer.
+pub(super) const STALLED: Duration = Duration::from_secs(60);
 
 /// A stream on its way to a shard.
 #[derive(Debug)]

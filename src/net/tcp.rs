@@ -19,8 +19,8 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error};
 
-use super::CloseReason;
 use super::stream::Stream;
+use super::{CloseReason, FAREWELL};
 use crate::admin::health::Health;
 use crate::clock;
 use crate::profile::tasks::{self, place, site};
@@ -37,9 +37,6 @@ const FLUSH_BYTES: usize = 128 * 1024;
 
 /// How often a shard with nothing to do shows that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-
-/// How long a goodbye may take to be read: the queue to be written, then the peer to close.
-const FAREWELL: Duration = Duration::from_secs(2);
 
 /// The time as a shard takes it.
 #[must_use]

@@ -6,7 +6,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{SplitSink, SplitStream};
@@ -20,8 +19,9 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message};
 use tracing::{debug, error};
 
+use super::FAREWELL;
 use super::door::Door;
-use super::stream;
+use super::stream::{self, STALLED};
 use crate::metrics::Transport;
 use crate::wire::frame::{self, LENGTH_MAX};
 
@@ -30,12 +30,6 @@ const CHUNK_BYTES: usize = 64 * 1024;
 
 /// Longest message from a client: a whole frame in one piece.
 const MESSAGE_BYTES_MAX: usize = 4 + LENGTH_MAX as usize;
-
-/// How long a client may take for one message. The session may have ended meanwhile, as that of a slow consumer.
-const STALLED: Duration = Duration::from_secs(60);
-
-/// How long the rest of a conversation may take once one side has ended it.
-const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Serves one upgraded connection until both sides are done.
 pub(super) async fn serve(connection: impl AsyncRead + AsyncWrite + Unpin, peer: SocketAddr, door: &Door) {

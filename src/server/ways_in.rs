@@ -16,8 +16,9 @@ use crate::desk::Desk;
 use crate::net::Gate;
 use crate::net::acceptor::{Acceptor, AcceptorParts, listen};
 use crate::net::door::Door;
-use crate::net::http::{HttpParts, HttpServer};
-use crate::net::ssh::{SshParts, SshServer};
+use crate::net::http::{self, HttpParts};
+use crate::net::port::Port;
+use crate::net::ssh::{self, SshParts};
 use crate::net::ssh_login::{Login, host_key};
 use crate::shard::settings::InForce;
 use crate::store::Store;
@@ -87,8 +88,8 @@ pub(super) struct Inside<'a> {
 /// The open ways in.
 pub(super) struct WaysIn {
     chat: Option<Acceptor>,
-    ssh: Option<SshServer>,
-    http: Option<HttpServer>,
+    ssh: Option<Port>,
+    http: Option<Port>,
 }
 
 impl WaysIn {
@@ -162,16 +163,16 @@ fn start_chat(listener: TcpListener, inside: &Inside<'_>) -> Result<Acceptor, Se
     Ok(Acceptor::start(AcceptorParts { listener, door: Arc::clone(&inside.door), on_panic })?)
 }
 
-fn start_ssh(listener: TcpListener, inside: &Inside<'_>) -> Result<SshServer, ServeError> {
+fn start_ssh(listener: TcpListener, inside: &Inside<'_>) -> Result<Port, ServeError> {
     let host_key = host_key(&inside.settings.server.ssh_host_key)?;
     let (store, desk, metrics) =
         (Arc::clone(&inside.store), Arc::clone(&inside.desk), Arc::clone(&inside.door.metrics));
     let login = Login::new(store, desk, metrics, Arc::clone(inside.in_force));
     let on_panic = fails("SSH thread", inside.fatal.clone());
-    Ok(SshServer::start(SshParts { listener, door: Arc::clone(&inside.door), host_key, login, on_panic })?)
+    Ok(ssh::open(SshParts { listener, door: Arc::clone(&inside.door), host_key, login, on_panic })?)
 }
 
-fn start_http(listener: TcpListener, inside: &Inside<'_>) -> Result<HttpServer, ServeError> {
+fn start_http(listener: TcpListener, inside: &Inside<'_>) -> Result<Port, ServeError> {
     let (in_force, metrics) = (Arc::clone(inside.in_force), Arc::clone(&inside.door.metrics));
     let (store, desk) = (Arc::clone(&inside.store), Arc::clone(&inside.desk));
     let parts = HttpParts {
@@ -183,7 +184,7 @@ fn start_http(listener: TcpListener, inside: &Inside<'_>) -> Result<HttpServer, 
         servers: listed_servers(in_force, metrics, store, desk),
         on_panic: fails("HTTP thread", inside.fatal.clone()),
     };
-    Ok(HttpServer::start(parts)?)
+    Ok(http::open(parts)?)
 }
 
 /// What a thread does that ends by itself: without it some would not get in any more, and nobody would know.
