@@ -104,18 +104,18 @@ impl View<'_> {
 
 fn read(view: View<'_>, query: &Query, now: i64) -> rusqlite::Result<Answer> {
     let View { conn, sessions, repaired } = view;
-    let eyes = |viewer| Eyes::of(viewer, sessions, now);
+    let eyes = |viewer: &Viewer| Eyes::for_page(conn, *viewer, sessions, now);
     match query {
         Query::Roots { viewer, channel, cursor, limit } => {
-            let eyes = eyes(*viewer);
+            let eyes = eyes(viewer)?;
             view.messages(*viewer, *channel, || messages::roots(conn, eyes, repaired, *channel, *cursor, *limit))
         }
         Query::Thread { viewer, channel, parent, cursor, limit } => {
-            let eyes = eyes(*viewer);
+            let eyes = eyes(viewer)?;
             let thread = || messages::thread(conn, eyes, repaired, *channel, *parent, *cursor, *limit);
             view.messages(*viewer, *channel, thread)
         }
-        Query::ThreadOf { viewer, message } => messages::thread_of(conn, eyes(*viewer), *message).map(Answer::ThreadOf),
+        Query::ThreadOf { viewer, message } => messages::thread_of(conn, eyes(viewer)?, *message).map(Answer::ThreadOf),
         Query::Account { nickname } => users::by_nickname(conn, nickname, now),
         Query::AccountById { user } => users::by_id(conn, *user, now),
         Query::AccountByKey { fingerprint } => keys::owner(conn, fingerprint, now),
@@ -124,7 +124,7 @@ fn read(view: View<'_>, query: &Query, now: i64) -> rusqlite::Result<Answer> {
         Query::Unread { viewer, since, targets } => {
             let targets = targets.iter().map(|target| view.visible(*viewer, *target));
             let targets = targets.collect::<rusqlite::Result<Vec<_>>>()?;
-            read_state::unread(conn, eyes(*viewer), viewer.user, *since, &targets, now).map(Answer::Unread)
+            read_state::unread(conn, eyes(viewer)?, viewer.user, *since, &targets, now).map(Answer::Unread)
         }
         Query::Dm { viewer, other } => dm_rows::lookup(conn, sessions, *viewer, other),
         Query::Servers { scope, limit } => servers::list(conn, *scope, *limit, now).map(Answer::Servers),

@@ -27,6 +27,18 @@ impl Eyes {
             now: (!viewer.is_admin).then_some(now),
         }
     }
+
+    /// The same for a page: where nothing is hidden from anybody, as nearly always, no row of it is looked up.
+    pub(super) fn for_page(
+        conn: &Connection,
+        viewer: Viewer,
+        sessions: SessionIds,
+        now: i64,
+    ) -> rusqlite::Result<Self> {
+        let eyes = Self::of(viewer, sessions, now);
+        let is_anything_hidden = row::exists(conn, "SELECT 1 FROM scd_shadowed", [])?;
+        Ok(Self { now: eyes.now.filter(|_| is_anything_hidden), ..eyes })
+    }
 }
 
 /// The end of a SELECT from the marks of a message that count for whoever looks: by the message's id, and the numbers of the
