@@ -77,29 +77,22 @@ pub(super) fn list_found(scope: &Scope<'_>, found: &FoundServer) -> Result<Event
 
 fn insert(scope: &Scope<'_>, found: &FoundServer) -> Result<(), Failure> {
     make_room(scope, found.registrant)?;
-    let FoundServer { record, via, registrant, .. } = found;
+    let record = &found.record;
     row::execute(
         scope.conn,
-        "INSERT INTO DiscoveredServer (hostname, port, name, description, max_users, is_public, channel_count, user_count,
-             uptime_seconds, last_heartbeat, heartbeat_interval, discovered_via, source_ip, created_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?10)",
+        "INSERT INTO DiscoveredServer (hostname, port, user_count, uptime_seconds, created_at,
+             name, description, last_heartbeat, discovered_via)
+         VALUES (?1, ?2, ?3, ?4, ?5, '', '', ?5, ?6)",
         params![
             &*record.address.host,
             record.address.port,
-            Text(&record.name),
-            Text(&record.description),
-            record.max_users,
-            record.is_public,
-            record.channel_count,
             record.user_count,
             seconds(record.uptime_seconds),
             scope.now,
-            INTERVAL_DEFAULT,
-            word(*via),
-            registrant.map(|address| address.to_string()),
+            word(found.via),
         ],
     )?;
-    Ok(())
+    Ok(update(scope, scope.conn.last_insert_rowid(), found)?)
 }
 
 /// Refuses one more server of a registrant who has enough, and lets a silent one go when the table is full.
