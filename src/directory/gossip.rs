@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use tracing::{debug, info};
 
 use super::dial::{DialError, PATIENCE, Peer, refused};
-use super::verify::{NotFound, random, resolve, tried};
+use super::verify::{NotFound, random, tried};
 use super::{Site, record, settle_in};
 use crate::clock;
 use crate::limits::LIST_SERVERS_MAX;
@@ -32,9 +32,9 @@ const HEARD_MAX: usize = 50;
 pub(super) async fn ask_around(site: Rc<Site>, longest: Duration) {
     loop {
         at(site!("wait for the next round of gossip"), sleep(pause(longest, random()))).await;
-        let tellers = site.servers(ServerScope::Listed).await;
-        let known = site.servers(ServerScope::Known).await.into_iter().map(|server| server.address);
-        let mut known: HashSet<_, RandomState> = known.collect();
+        let (listed, known) = (site.servers(ServerScope::Listed).await, site.servers(ServerScope::Known).await);
+        let (Some(tellers), Some(known)) = (listed, known) else { continue };
+        let mut known: HashSet<_, RandomState> = known.into_iter().map(|server| server.address).collect();
         known.insert((site.own)().address);
         for teller in tellers {
             ask_one(&site, &teller.address, &mut known).await;
@@ -67,7 +67,7 @@ async fn ask_one(site: &Rc<Site>, teller: &ServerAddress, known: &mut HashSet<Se
 
 /// What a listed server lists; nothing where it keeps no directory.
 async fn listed_by(site: &Site, teller: &ServerAddress) -> Result<Vec<ServerRecord>, NotFound> {
-    let targets = resolve(teller, site.reach).await?;
+    let targets = site.resolver.resolve(teller).await?;
     let Some(target) = tried(&targets).next() else { return Err(NotFound::OutOfReach) };
     let was_found = site.registry.proved_at(teller) == Some(target.ip().to_canonical());
     let Some(_dialling) = site.registry.dial(target, was_found) else { return Err(NotFound::TooOften) };

@@ -13,9 +13,11 @@ mod gossip;
 mod health;
 mod reach;
 mod registry;
+mod resolve;
 mod verify;
 
 use std::io;
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -43,13 +45,15 @@ use crate::wire::records::ServerEntry;
 
 pub use reach::Reach;
 pub use registry::{Claim, Registry, Taken};
-use verify::{NotFound, resolve, verify};
+use resolve::{RESOLVERS_MAX, Resolver};
+use verify::{NotFound, verify};
 
 /// Servers that are verified at the same time, whatever for (BEHAVIOUR.md 6.3).
 const VERIFICATIONS_MAX: usize = 8;
 
-/// Threads beside, in which names are resolved.
-const RESOLVERS_MAX: usize = 4;
+/// Threads beside, in which names are resolved: one more than others can keep busy, for the directories that the operator
+/// named.
+const RESOLVER_THREADS: usize = RESOLVERS_MAX + 1;
 
 /// Where a server says it is: `None` unless that is the name or address of a machine, and a port. Names are the same in any
 /// case, and addresses in any spelling.
@@ -140,7 +144,7 @@ impl Directory {
 
 fn run(parts: DirectoryParts, stop: &Notify) -> io::Result<()> {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = runtime.enable_io().enable_time().max_blocking_threads(RESOLVERS_MAX).thread_name("scd-resolve");
+    let runtime = runtime.enable_io().enable_time().max_blocking_threads(RESOLVER_THREADS).thread_name("scd-resolve");
     let runtime = runtime.build_local(Default::default())?;
     let _watched = tasks::watch(runtime.handle().metrics());
     runtime.block_on(tasks::root(place!(), async {
@@ -155,7 +159,7 @@ fn run(parts: DirectoryParts, stop: &Notify) -> io::Result<()> {
 fn start_tasks(parts: DirectoryParts) -> JoinSet<()> {
     let DirectoryParts { registry, claims, store, desk, own, is_directory, reach, gossip, announce_to } = parts;
     let places = Arc::new(Semaphore::new(VERIFICATIONS_MAX));
-    let site = Rc::new(Site { registry, store, desk, own, reach, places });
+    let site = Rc::new(Site { registry, store, desk, own, resolver: Resolver::new(reach), places });
     let mut tasks = JoinSet::new();
     if is_directory {
         tasks.spawn_local(tasks::in_set(place!(), work_off(Rc::clone(&site), claims)));
@@ -176,7 +180,7 @@ struct Site {
     store: Arc<dyn Store>,
     desk: Arc<Desk>,
     own: Box<dyn Fn() -> ServerRecord + Send>,
-    reach: Reach,
+    resolver: Resolver,
     /// One for each verification.
     places: Arc<Semaphore>,
 }
@@ -195,10 +199,11 @@ enum NotListed {
 }
 
 impl Site {
-    async fn servers(&self, scope: ServerScope) -> Vec<ServerRecord> {
+    /// `None` when the store does not say, which is no reason to forget any.
+    async fn servers(&self, scope: ServerScope) -> Option<Vec<ServerRecord>> {
         match self.desk.ask(&*self.store, Query::Servers { scope, limit: SERVERS_MAX }).await {
-            Ok(Answer::Servers(servers)) => servers,
-            _ => Vec::new(),
+            Ok(Answer::Servers(servers)) => Some(servers),
+            _ => None,
         }
     }
 
@@ -213,19 +218,18 @@ impl Site {
         if (self.own)().address == *address {
             return Err(NotListed::Itself);
         }
-        let targets = resolve(address, self.reach).await?;
-        let neighbours = targets.iter().map(|target| self.registry.others_at(address, target.ip())).max();
-        if neighbours.unwrap_or(0) >= usize::from(SERVERS_PER_ADDRESS_MAX) {
+        let targets = self.resolver.resolve(address).await?;
+        let is_own = targets.iter().any(|target| Some(target.ip().to_canonical()) == claim.registrant);
+        // Names that others gave a machine do not keep out the one that it gives itself.
+        let has_room = |target: &SocketAddr| {
+            is_own || self.registry.others_at(address, target.ip()) < usize::from(SERVERS_PER_ADDRESS_MAX)
+        };
+        let with_room: Vec<_> = targets.iter().copied().filter(has_room).collect();
+        if with_room.is_empty() {
             return Err(NotListed::Crowded);
         }
-        let proved_at = verify(&self.registry, &targets, None).await?;
-        let is_own = |registrant| targets.iter().any(|target| Some(target.ip().to_canonical()) == registrant);
-        let found = FoundServer {
-            record: claim.record.clone(),
-            via: claim.via,
-            registrant: claim.registrant,
-            is_own: claim.registrant.is_some() && is_own(claim.registrant),
-        };
+        let proved_at = verify(&self.registry, &with_room, None).await?;
+        let found = FoundServer { record: claim.record.clone(), via: claim.via, registrant: claim.registrant, is_own };
         let stored = self.desk.submit(&*self.store, Command::ListServer(Box::new(found))).await?;
         self.registry.found(address, &targets, proved_at);
         Ok(matches!(stored, Event::ServerListed { is_new: true }))

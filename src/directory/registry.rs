@@ -173,11 +173,12 @@ impl Registry {
         }
     }
 
-    /// Other servers that were found at `target`'s machine, or in its IPv6 network.
+    /// Other servers that proved themselves at `target`'s machine, or in its IPv6 network. Where else their names lead proves
+    /// nothing.
     pub(super) fn others_at(&self, address: &ServerAddress, target: IpAddr) -> usize {
         let places = self.places.lock();
         let others = places.iter().filter(|(other, _)| *other != address);
-        let is_there = |place: &Place| place.addresses.iter().any(|address| party(*address) == party(target));
+        let is_there = |place: &Place| place.proved_at.map(party) == Some(party(target));
         others.filter(|(_, place)| is_there(place)).count()
     }
 
@@ -250,6 +251,7 @@ mod tests {
         assert!(registry.is_at(&here, ip(1)) && registry.is_at(&here, ip(2)) && !registry.is_at(&here, ip(3)));
         assert!(!registry.is_at(&there, ip(1)));
         assert_eq!((registry.others_at(&there, ip(1)), registry.others_at(&here, ip(1))), (1, 0));
+        assert_eq!(registry.others_at(&there, ip(2)), 0, "its name leads there, but nobody answered for it");
         registry.keep_only(|address| *address == there);
         assert!(!registry.is_at(&here, ip(1)));
     }

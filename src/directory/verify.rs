@@ -1,33 +1,23 @@
-//! Finding out whether a server is where it is said to be (BEHAVIOUR.md 6.3): its name is resolved, its addresses are looked
-//! at, and what answers there must speak the protocol and know a number that only we can have told it.
+//! Finding out whether a server is where it is said to be (BEHAVIOUR.md 6.3): what answers there must speak the protocol and
+//! know a number that only we can have told it.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use thiserror::Error;
-use tokio::net::lookup_host;
-use tokio::time::timeout;
 
 use super::dial::{DialError, PATIENCE, Peer, refused};
-use super::reach::Reach;
 use super::registry::Registry;
 use crate::clock;
-use crate::profile::tasks::{at, site};
-use crate::store::ServerAddress;
 use crate::wire::ServerMessage;
 use crate::wire::client::VerifyRegistration;
 
 /// What a server may send until it has proved itself; everybody's presence may be in between.
 const BUDGET: usize = 256 * 1024;
 
-/// How long a name may take to be resolved.
-const RESOLVE_PATIENCE: Duration = Duration::from_secs(5);
-
-/// Addresses of a name that are looked at, and those of them that are tried.
-const RESOLVED_MAX: usize = 16;
+/// Addresses of a name that are tried.
 const TRIED_MAX: usize = 2;
 
 /// Why a server was not found.
@@ -37,26 +27,16 @@ pub(super) enum NotFound {
     Resolve(io::Error),
     #[error("its name cannot be resolved in time")]
     ResolveSlow,
+    #[error("other names are being resolved")]
+    ResolversBusy,
     #[error("its name leads to addresses that are not dialled ([discovery] allow_private_servers)")]
     OutOfReach,
     #[error("its target is being dialled, or was too often")]
     TooOften,
-    #[error("it is slower than a server that was found before may be")]
+    #[error("it is slower than a server may be that is on the list")]
     CheckSlow,
     #[error("{0}")]
     Dial(#[from] DialError),
-}
-
-/// Every address of the name, none of which is connected to unless `reach` admits it: a name that leads to both sides is
-/// not believed at all.
-pub(super) async fn resolve(address: &ServerAddress, reach: Reach) -> Result<Vec<SocketAddr>, NotFound> {
-    let lookup = at(site!("resolve a name"), lookup_host((&*address.host, address.port)));
-    let found = timeout(RESOLVE_PATIENCE, lookup).await.map_err(|_| NotFound::ResolveSlow)?;
-    let found: Vec<_> = found.map_err(NotFound::Resolve)?.take(RESOLVED_MAX).collect();
-    if found.is_empty() || !found.iter().all(|target| reach.admits(*target)) {
-        return Err(NotFound::OutOfReach);
-    }
-    Ok(found)
 }
 
 /// Connects to one of `targets` after the other until one proves to be a server, and says which. Where it was

@@ -138,7 +138,7 @@ fn what_others_say_meanwhile_is_passed_over_and_the_server_is_told_goodbye() {
     wait("the entry", || is_listed(&mut client, target.address).then_some(()));
     let goodbye = frame_of(Disconnect::CODE, &Disconnect { reason: Some(b"Directory verification complete") });
     wait("the goodbye", || (target.heard() == goodbye).then_some(()));
-    assert!(server.output().contains(&format!("Server listed: {}", target.address)));
+    wait_for_line(&server, &format!("Server listed: {}", target.address));
 }
 
 #[test]
