@@ -433,6 +433,22 @@ fn backups_never_overwrite_and_the_newest_five_stay() {
     assert_eq!(tables(&made), old.tables);
 }
 
+#[test]
+fn attempts_that_fail_take_no_backup_away_and_leave_none() {
+    let old = OldFile::of(7);
+    let run = |sql: &str| Connection::open(&old.path).unwrap().execute_batch(sql).unwrap();
+    run("CREATE TABLE scd_message_versions (in_the_way INTEGER)");
+    let backups =
+        || -> Vec<String> { listing(&old.directory).into_iter().filter(|name| name.contains(".backup")).collect() };
+    for _ in 0..7 {
+        assert!(matches!(old.open(), Err(OpenError::Migration { .. })));
+        assert_eq!(backups(), [format!("chat.db.backup-v7-{STAMP}")], "the way back, and nothing else");
+    }
+    run("DROP TABLE scd_message_versions");
+    old.open().unwrap();
+    assert_eq!(backups(), [format!("chat.db.backup-v13-{STAMP}"), format!("chat.db.backup-v7-{STAMP}")]);
+}
+
 // ---- what is refused ------------------------------------------------------------------------------------------------
 
 #[test]

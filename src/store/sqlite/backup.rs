@@ -36,10 +36,10 @@ pub enum BackupError {
 }
 
 /// Writes the backup that precedes a migration: `<database>.backup-v<version>-YYYYMMDD-HHMMSS` (UTC), or the same with
-/// `-2`, `-3` ... where that name is taken. Older automatic backups beyond [`AUTOMATIC_BACKUPS_MAX`] are removed.
+/// `-2`, `-3` ... where that name is taken.
 ///
 /// # Errors
-/// The copy could not be finished and made durable; older backups are then untouched.
+/// The copy could not be finished and made durable.
 pub fn back_up_automatically(
     from: &Connection,
     database: &Path,
@@ -54,7 +54,6 @@ pub fn back_up_automatically(
     back_up(from, &partial)?;
     fs::rename(&partial, &target).map_err(io_error(&target))?;
     sync_directory(&target)?;
-    remove_old(database, &target);
     Ok(target)
 }
 
@@ -112,8 +111,17 @@ pub(super) fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Only tidying: what goes wrong here is logged and does not stop the start.
-fn remove_old(database: &Path, newest: &Path) {
+/// Removes a backup of a file that is still as it was.
+pub(super) fn remove_useless(backup: &Path) {
+    match fs::remove_file(backup) {
+        Ok(()) => tracing::info!("Removed database backup, as nothing was changed: {}", backup.display()),
+        Err(error) => tracing::warn!(path = %backup.display(), %error, "cannot remove a backup"),
+    }
+}
+
+/// Removes automatic backups beyond [`AUTOMATIC_BACKUPS_MAX`], once the change that `newest` precedes is made: attempts that
+/// fail take no backup away. Only tidying: what goes wrong here is logged and does not stop the start.
+pub(super) fn remove_old(database: &Path, newest: &Path) {
     let mut older = automatic_backups(database).unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot list the automatic backups");
         Vec::new()

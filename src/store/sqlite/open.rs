@@ -136,8 +136,9 @@ pub fn open(path: &Path, options: &OpenOptions, now_ms: i64) -> Result<Opened, O
     let mut directories = Undo::default();
     let path = resolve(path, options, &mut directories)?;
     let lock = DatabaseLock::take(&path).map_err(|source| OpenError::Lock { path: path.clone(), source })?;
-    let is_known = look(&path)?;
+    // Asked before the file is opened, and of use to the look.
     let other_user = other_user(&path);
+    let is_known = look(&path, other_user.is_some())?;
     if let Some(user) = other_user.filter(|_| !is_known) {
         return Err(OpenError::InUse { path, pid: user.pid });
     }
@@ -150,7 +151,7 @@ pub fn open(path: &Path, options: &OpenOptions, now_ms: i64) -> Result<Opened, O
         Contents::Ours { version } => upgrade(&writer, &path, version, options.durability, now_ms)?,
     };
     settle(&writer, options.checkpoints).map_err(sqlite_error(&path))?;
-    if let (Some(user), Ok(Origin::Adopted { .. })) = (other_user, origin(&writer)) {
+    if let (Some(user), Checkpoints::Own) = (other_user, options.checkpoints) {
         let pid = user.pid.unwrap_or_default();
         tracing::warn!(pid, "another program has the database open: no other server may run on it");
     }
@@ -248,7 +249,7 @@ fn create_directory(directory: &Path, undo: &mut Undo) -> Result<(), OpenError> 
 
 /// Refuses what is not for us before anything can change the file: a connection that may write would roll back a
 /// journal or fold the WAL in when it closes. Returns whether a server of ours has had the file before, or nobody has.
-fn look(path: &Path) -> Result<bool, OpenError> {
+fn look(path: &Path, is_used: bool) -> Result<bool, OpenError> {
     match read_magic(path)? {
         magic if magic.is_empty() && has_bytes(&beside(path, "-wal")) => Err(OpenError::OrphanedWal(path.to_owned())),
         magic if magic.is_empty() => Ok(true),
@@ -256,7 +257,7 @@ fn look(path: &Path) -> Result<bool, OpenError> {
         // Half a transaction, which nobody can make sense of before it is rolled back.
         _ if has_bytes(&beside(path, "-journal")) => Ok(false),
         _ => {
-            let conn = connect_to_look(path)?;
+            let conn = connect_to_look(path, is_used)?;
             Ok(inspect(&conn, path)? == Contents::Empty || origin(&conn).is_ok())
         }
     }
@@ -282,10 +283,11 @@ pub(super) fn has_bytes(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.len() > 0)
 }
 
-/// A connection that leaves the database and its WAL as they are, to the byte.
-pub(super) fn connect_to_look(path: &Path) -> Result<Connection, OpenError> {
+/// A connection that leaves the database and its WAL as they are, to the byte. A file that is in use may be written, and get
+/// a log, the next moment.
+pub(super) fn connect_to_look(path: &Path, is_used: bool) -> Result<Connection, OpenError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let conn = if has_bytes(&beside(path, "-wal")) {
+    let conn = if is_used || has_bytes(&beside(path, "-wal")) {
         Connection::open_with_flags(path, flags)
     } else {
         // Without a WAL to respect, `immutable` spares us the side files that even reading would make.
@@ -397,26 +399,42 @@ fn upgrade(
 ) -> Result<u32, OpenError> {
     let own = migrations::pending_own(conn).map_err(sqlite_error(path))?;
     let is_changed = !migrations::pending(version).is_empty() || !own.is_empty();
-    if is_changed {
-        back_up(conn, path, version, now_ms)?;
+    let backup = is_changed.then(|| back_up(conn, path, version, now_ms)).transpose()?;
+    let change = || {
+        announce_pending(version);
+        configure(conn, path, Access::Write(durability))?;
+        let failed = |source| OpenError::Migration { path: path.to_owned(), source };
+        migrations::migrate(conn, version, migrations::VERSION, now_ms).map_err(failed)?;
+        migrations::migrate_own(conn, &own, now_ms).map_err(failed)?;
+        record_origin(conn, Origin::Adopted { at_ms: now_ms, schema_version: version }).map_err(sqlite_error(path))
+    };
+    let changed = change();
+    if let Some(backup) = &backup {
+        match changed {
+            Ok(()) => backup::remove_old(path, backup),
+            // The next start would make the same copy again, until they have filled the disk.
+            Err(_) if is_still(conn, path, version, own.len()) => backup::remove_useless(backup),
+            Err(_) => {}
+        }
     }
-    announce_pending(version);
-    configure(conn, path, Access::Write(durability))?;
-    let failed = |source| OpenError::Migration { path: path.to_owned(), source };
-    migrations::migrate(conn, version, migrations::VERSION, now_ms).map_err(failed)?;
-    migrations::migrate_own(conn, &own, now_ms).map_err(failed)?;
-    record_origin(conn, Origin::Adopted { at_ms: now_ms, schema_version: version }).map_err(sqlite_error(path))?;
+    changed?;
     if is_changed {
         tell_broken_references(conn).map_err(sqlite_error(path))?;
     }
     Ok(version.max(migrations::VERSION))
 }
 
-fn back_up(conn: &Connection, path: &Path, version: u32, now_ms: i64) -> Result<(), OpenError> {
+fn back_up(conn: &Connection, path: &Path, version: u32, now_ms: i64) -> Result<PathBuf, OpenError> {
     let backup = backup::back_up_automatically(conn, path, version, now_ms)
         .map_err(|source| OpenError::Backup { path: path.to_owned(), source })?;
     tracing::info!("Created database backup: {}", backup.display());
-    Ok(())
+    Ok(backup)
+}
+
+/// Whether the first step that was pending still is.
+fn is_still(conn: &Connection, path: &Path, version: u32, pending_own: usize) -> bool {
+    inspect(conn, path).is_ok_and(|contents| contents == Contents::Ours { version })
+        && migrations::pending_own(conn).is_ok_and(|own| own.len() == pending_own)
 }
 
 /// Once, when a file is taken over: from then on they are passed over in silence (BEHAVIOUR.md 8.3, point 9).

@@ -255,7 +255,7 @@ impl Look {
             return Ok(Self { conn: connect_beside_a_server(path)?, _copy: None });
         }
         if !has_log {
-            return Ok(Self { conn: open::connect_to_look(path)?, _copy: None });
+            return Ok(Self { conn: open::connect_to_look(path, false)?, _copy: None });
         }
         let (copy, file) = copy_apart(path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
