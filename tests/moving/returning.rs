@@ -98,7 +98,7 @@ fn check_home_again(server: &mut Server) {
 
     let conn = Connection::open(server.database()).unwrap();
     rules::check_messages(&conn, 16);
-    for own in ["scd_login_alias", "scd_dm_invite", "scd_dm_former"] {
+    for own in ["scd_login_alias", "scd_dm_invite", "scd_dm_former", "scd_shadowed", "scd_admin_grant"] {
         assert_eq!(
             query::<String>(&conn, &format!("SELECT \"table\" FROM pragma_foreign_key_check('{own}')")),
             [""; 0]

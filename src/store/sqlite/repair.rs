@@ -76,18 +76,20 @@ pub fn fill_dm_participants(conn: &Connection) -> rusqlite::Result<usize> {
     )
 }
 
-/// Removes rows of our own tables that mean nothing any more after another server had the file: their user, channel or
-/// invitation is gone, or a former name has become somebody's nickname. Returns how many.
+/// Removes rows of our own tables that mean nothing any more after another server had the file: what they
+/// are about is gone, or a former name has become somebody's nickname. Returns how many.
 ///
 /// # Errors
 /// Those of SQLite.
 pub fn drop_own_leftovers(conn: &Connection) -> rusqlite::Result<usize> {
-    const LEFTOVERS: [&str; 3] = [
+    const LEFTOVERS: [&str; 5] = [
         "DELETE FROM scd_login_alias WHERE user_id NOT IN (SELECT id FROM User)
              OR EXISTS (SELECT 1 FROM User WHERE User.nickname = scd_login_alias.login_name)",
         "DELETE FROM scd_dm_invite WHERE invite_id NOT IN (SELECT id FROM DMInvite)",
         "DELETE FROM scd_dm_former WHERE channel_id NOT IN (SELECT id FROM Channel)
              OR (user_id IS NOT NULL AND user_id NOT IN (SELECT id FROM User))",
+        "DELETE FROM scd_shadowed WHERE message_id NOT IN (SELECT id FROM Message) OR ban_id NOT IN (SELECT id FROM Ban)",
+        "DELETE FROM scd_admin_grant WHERE user_id NOT IN (SELECT id FROM User)",
     ];
     LEFTOVERS.iter().map(|sql| conn.execute(sql, [])).sum()
 }

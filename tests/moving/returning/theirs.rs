@@ -173,6 +173,8 @@ fn forget_with_keys_off(conn: &Connection) {
          INSERT INTO scd_login_alias VALUES ('stale', 40404, 1);
          INSERT INTO scd_dm_former (channel_id, nickname, left_at) VALUES (40404, 'x', 1);
          INSERT INTO scd_dm_invite VALUES (40404, 0, 1, 'x', 'y');
+         INSERT INTO scd_shadowed (message_id, ban_id, session_id) VALUES (40404, 40404, 1);
+         INSERT INTO scd_admin_grant VALUES (40404, 'x', 1);
          DELETE FROM DiscoveredServer;
          PRAGMA foreign_keys = ON",
     );
