@@ -1291,42 +1291,60 @@ fn channels_that_keep_for_ever_keep_and_clean_up_returns_after_its_interval() {
     server.eventually("the next clean-up", || stored() == 0);
 }
 
+fn aged_rows_of_all_kinds(opened: &Opened) {
+    aged_rows(opened);
+    opened
+        .writer
+        .execute_batch(
+            "INSERT INTO User VALUES (9, 'x', 0, '', 1, 1, NULL);
+             INSERT INTO UserChannelState VALUES (9, 1, 0, 1, 1);
+             INSERT INTO DMInvite (id, initiator_user_id, target_session_id, created_at) VALUES (1, 9, 5, 1);
+             INSERT INTO DiscoveredServer (hostname, port, name, description, last_heartbeat, discovered_via, created_at)
+                 VALUES ('h', 1, '', '', 1, 'gossip', 1);
+             INSERT INTO Channel (name, display_name, created_at, is_dm) VALUES ('dm_5_6', '', 1, 1)",
+        )
+        .unwrap();
+}
+
+/// How many there are of each kind.
+fn stored(server: &Server) -> [i64; 5] {
+    let tables = ["Message", "UserChannelState", "DMInvite", "DiscoveredServer", "Channel WHERE is_dm"];
+    tables.map(|table| value(&server.shell(), &format!("SELECT count(*) FROM {table}")))
+}
+
+/// A round begins with the repair of such a row, so the one before it has ended.
+fn begin_round(server: &Server) {
+    let unrooted = "INSERT INTO Message (id, channel_id, author_nickname, content, created_at)
+                    VALUES (9000, 2, 'bo', 'unrooted', 1)";
+    server.shell().execute_batch(unrooted).unwrap();
+    server.clock.pass(Duration::from_secs(7200));
+    let repaired = "SELECT count(*) FROM Message WHERE thread_root_id IS NULL";
+    server.eventually("a round", || value::<i64>(&server.shell(), repaired) == 0);
+    server.shell().execute_batch("DELETE FROM Message WHERE id = 9000").unwrap();
+}
+
+#[test]
+fn where_the_operator_refuses_nothing_goes_for_its_age() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::open(directory, START, Some(false), |opened| {
+        insert_seeds(&opened.writer, &default_seeds(), START).unwrap();
+        aged_rows_of_all_kinds(opened);
+    });
+    for _ in 0..3 {
+        begin_round(&server);
+    }
+    assert_eq!(stored(&server), [705, 1, 1, 1, 1]);
+}
+
 #[test]
 fn adopted_files_are_cleaned_only_when_asked_and_after_an_interval() {
     let adopt = |opened: &Opened| {
         let origin = "DELETE FROM scd_origin;
                       INSERT INTO scd_origin VALUES ('adopted_at', 1), ('adopted_schema_version', 13);";
         opened.writer.execute_batch(origin).unwrap();
-        aged_rows(opened);
+        aged_rows_of_all_kinds(opened);
     };
-    // A round begins with the repair of such a row, so the one before it has ended.
-    let begin_round = |server: &Server| {
-        let unrooted = "INSERT INTO Message (id, channel_id, author_nickname, content, created_at)
-                        VALUES (9000, 2, 'bo', 'unrooted', 1)";
-        server.shell().execute_batch(unrooted).unwrap();
-        server.clock.pass(Duration::from_secs(7200));
-        let repaired = "SELECT count(*) FROM Message WHERE thread_root_id IS NULL";
-        server.eventually("a round", || value::<i64>(&server.shell(), repaired) == 0);
-        server.shell().execute_batch("DELETE FROM Message WHERE id = 9000").unwrap();
-    };
-    let stored = |server: &Server| {
-        let tables = ["Message", "UserChannelState", "DMInvite", "DiscoveredServer", "Channel WHERE is_dm"];
-        tables.map(|table| value::<i64>(&server.shell(), &format!("SELECT count(*) FROM {table}")))
-    };
-    let server = Server::prepared(|opened| {
-        adopt(opened);
-        opened
-            .writer
-            .execute_batch(
-                "INSERT INTO User VALUES (9, 'x', 0, '', 1, 1, NULL);
-                 INSERT INTO UserChannelState VALUES (9, 1, 0, 1, 1);
-                 INSERT INTO DMInvite (id, initiator_user_id, target_session_id, created_at) VALUES (1, 9, 5, 1);
-                 INSERT INTO DiscoveredServer (hostname, port, name, description, last_heartbeat, discovered_via, created_at)
-                     VALUES ('h', 1, '', '', 1, 'gossip', 1);
-                 INSERT INTO Channel (name, display_name, created_at, is_dm) VALUES ('dm_5_6', '', 1, 1)",
-            )
-            .unwrap();
-    });
+    let server = Server::prepared(adopt);
     for _ in 0..3 {
         begin_round(&server);
     }

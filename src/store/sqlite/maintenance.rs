@@ -101,7 +101,7 @@ impl Maintenance {
     pub(super) fn run(self) {
         let cleaning = cleaning(self.retention.enforce, self.origin);
         let interval = self.retention.interval.max(TICK);
-        let mut chores = VecDeque::from(round(cleaning, self.origin, true));
+        let mut chores = VecDeque::from(round(cleaning, true));
         let (mut looked_at, mut census) = (None, Census::default());
         let mut round_at = self.clock.monotonic();
         while !self.is_stopped(if chores.is_empty() { TICK } else { Duration::ZERO }) {
@@ -113,7 +113,7 @@ impl Maintenance {
             }
             if chores.is_empty() && now.saturating_sub(round_at) >= interval {
                 round_at = now;
-                chores.extend(round(cleaning, self.origin, false));
+                chores.extend(round(cleaning, false));
             }
             if let Some(chore) = chores.pop_front()
                 && let Some(rest) = self.advance(chore)
@@ -236,11 +236,10 @@ fn cleaning(enforce: Option<bool>, origin: Origin) -> Cleaning {
     }
 }
 
-/// The repair first: what follows goes by thread roots. In a file of another program nothing goes for its age before the
-/// operator agreed, be it small; what our own users leave for good is their affair.
-fn round(cleaning: Cleaning, origin: Origin, is_first: bool) -> Vec<Chore> {
-    let is_ours = matches!(origin, Origin::Created { .. });
-    let is_agreed = is_ours || (cleaning == Cleaning::AfterAnInterval && !is_first);
+/// The repair first: what follows goes by thread roots. Nothing goes for its age, be it small, where the operator refused, or
+/// did not agree to it in a file of another program; what our own users leave for good is their affair.
+fn round(cleaning: Cleaning, is_first: bool) -> Vec<Chore> {
+    let is_agreed = cleaning == Cleaning::Now || (cleaning == Cleaning::AfterAnInterval && !is_first);
     let mut chores = vec![Chore::RepairRoots];
     if is_agreed {
         chores.extend([Chore::ForgetReadStates, Chore::Prune]);
