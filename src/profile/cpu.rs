@@ -49,14 +49,16 @@ pub fn record(duration: Duration, hz: u32, cancelled: &dyn Fn() -> bool) -> Resu
     signal::install()?;
     let (time_nanos, began) = (time_nanos(), clock::monotonic());
     let (mut threads, mut stacks) = (Threads::default(), Stacks::default());
+    threads.follow(period)?;
     loop {
-        threads.follow(period)?;
         reader.drain(|stack| stacks.add(threads.name(stack.tid), stack));
         let left = duration.saturating_sub(clock::monotonic().saturating_sub(began));
         if left.is_zero() || cancelled() {
             break;
         }
         thread::sleep(left.min(TURN));
+        // What is sampled already goes on; without a free descriptor, for one, the system names no threads.
+        threads.unlisted += u64::from(threads.follow(period).is_err());
     }
     threads.stop();
     reader.close();
@@ -74,6 +76,7 @@ pub fn record(duration: Duration, hz: u32, cancelled: &dyn Fn() -> bool) -> Resu
         comments: losses(&[
             (reader.lost(), "samples were lost, because they came faster than they could be read"),
             (threads.refused, "times the system had no timer for a thread, which is missing"),
+            (threads.unlisted, "times the system did not list the threads, so that new ones may be missing"),
             (stacks.others.signals, "samples have no stack, because there were too many different ones"),
         ]),
     })
@@ -91,7 +94,10 @@ fn nanoseconds(time: Duration) -> i64 {
 #[derive(Default)]
 struct Threads {
     by_number: HashMap<i32, Sampled>,
+    /// Threads for which the system had no timer.
     refused: u64,
+    /// Looks for new threads that the system refused.
+    unlisted: u64,
 }
 
 struct Sampled {
