@@ -47,11 +47,23 @@ mod report {
 
     #[test]
     fn targets_hold_at_their_bound() {
-        assert_eq!(Target::AtMost(2.0).verdict(2.0), "ok");
-        assert_eq!(Target::AtMost(2.0).verdict(2.1), "MISSED");
-        assert_eq!(Target::AtLeast(2.0).verdict(2.0), "ok");
-        assert_eq!(Target::AtLeast(2.0).verdict(1.9), "MISSED");
-        assert_eq!(Target::AtLeast(2.0).verdict(f64::NAN), "MISSED");
+        let (at_most, at_least) = (Target::AtMost(2.0), Target::AtLeast(2.0));
+        assert_eq!((at_most.verdict(2.0, 2.0), at_most.verdict(2.1, 2.1)), ("ok", "MISSED"));
+        assert_eq!((at_least.verdict(2.0, 2.0), at_least.verdict(1.9, 1.9)), ("ok", "MISSED"));
+        assert_eq!(at_least.verdict(f64::NAN, f64::NAN), "MISSED");
+    }
+
+    #[test]
+    fn an_estimate_is_good_only_where_all_of_its_interval_is() {
+        let (at_most, at_least) = (Target::AtMost(2.0), Target::AtLeast(2.0));
+        assert_eq!(
+            [(1.0, 2.0), (1.0, 2.1), (2.1, 3.0)].map(|(low, high)| at_most.verdict(low, high)),
+            ["ok", "open", "MISSED"]
+        );
+        assert_eq!(
+            [(2.0, 3.0), (1.9, 3.0), (1.0, 1.9)].map(|(low, high)| at_least.verdict(low, high)),
+            ["ok", "open", "MISSED"]
+        );
     }
 
     #[test]

@@ -20,14 +20,15 @@ use crate::support::server::{Home, Server, free_address};
 const UNREAD_COST_PERCENT_MAX: f64 = 1.0;
 /// What CPU samples at 100 Hz may cost.
 const CPU_COST_PERCENT_MAX: f64 = 2.0;
-/// A slice with CPU samples lasts for a turn of the thread that collects them, which is 100 ms.
-const PROFILED: Duration = Duration::from_millis(100);
+/// A slice with CPU samples lasts for some turns of the thread that collects them, each 100 ms.
+const PROFILED: Duration = Duration::from_millis(500);
 /// How long a CPU profile is when nobody says.
 const PROFILE_SECONDS: u64 = 30;
-/// How long a server works before anything counts: at first, and before a slice with CPU samples or without. Shorter, and
-/// slices after the pause in which a report was written would seem dearer.
+/// How long a server works before anything counts: at first, and before a slice with CPU samples or without.
 const WARM_UP: Duration = Duration::from_secs(1);
 const SETTLING: Duration = Duration::from_millis(200);
+/// How long it works after a report, before the next slice: until what the report used has gone back to the system.
+const AFTERMATH: Duration = Duration::from_millis(1500);
 /// How long a busy machine may take to begin with CPU samples.
 const START_LIMIT: Duration = Duration::from_secs(20);
 /// The threads that answer on the profiles port.
@@ -163,6 +164,7 @@ fn profiled(server: &Server, port: SocketAddr, round: &mut Round<'_>) -> Result<
     let slice = work(round, PROFILED)?;
     ensure!(server.is_profiled()?, "the profile ended before the slice");
     profile.leave()?;
+    work(round, AFTERMATH)?;
     Ok(slice)
 }
 

@@ -17,14 +17,18 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    /// `ok`, `MISSED`, or nothing without a target.
-    pub(crate) fn verdict(self, value: f64) -> &'static str {
-        let met = match self {
+    /// `ok`, `MISSED`, `open` when the target lies within `low` and `high`, or nothing without a target.
+    pub(crate) fn verdict(self, low: f64, high: f64) -> &'static str {
+        let [is_met, can_be_met] = match self {
             Self::None => return "",
-            Self::AtMost(bound) => value <= bound,
-            Self::AtLeast(bound) => value >= bound,
+            Self::AtMost(bound) => [high <= bound, low <= bound],
+            Self::AtLeast(bound) => [low >= bound, high >= bound],
         };
-        if met { "ok" } else { "MISSED" }
+        match (is_met, can_be_met) {
+            (true, _) => "ok",
+            (false, true) => "open",
+            (false, false) => "MISSED",
+        }
     }
 
     fn text(self) -> String {
@@ -41,6 +45,7 @@ struct Figure {
     value: f64,
     unit: &'static str,
     target: Target,
+    verdict: &'static str,
 }
 
 /// Collects the figures of one scenario.
@@ -55,7 +60,8 @@ impl Report {
     }
 
     pub(crate) fn figure(&mut self, name: impl Into<String>, value: f64, unit: &'static str, target: Target) {
-        self.figures.push(Figure { name: name.into(), value, unit, target });
+        let verdict = target.verdict(value, value);
+        self.figures.push(Figure { name: name.into(), value, unit, target, verdict });
     }
 
     /// A figure without a target.
@@ -63,9 +69,10 @@ impl Report {
         self.figure(name, value, unit, Target::None);
     }
 
-    /// The middle, measured against the target, and the interval it lies in.
+    /// The middle, and the interval it lies in, which is measured against the target.
     pub(crate) fn estimate(&mut self, name: &str, estimate: Estimate, target: Target) {
-        self.figure(name, estimate.median, "%", target);
+        let verdict = target.verdict(estimate.low, estimate.high);
+        self.figures.push(Figure { name: name.into(), value: estimate.median, unit: "%", target, verdict });
         self.note(format!("{name}, 95 % from"), estimate.low, "%");
         self.note(format!("{name}, to"), estimate.high, "%");
     }
@@ -81,7 +88,7 @@ impl Report {
     pub(crate) fn print(&self, as_json: bool) -> io::Result<()> {
         let mut out = io::stdout().lock();
         for figure in &self.figures {
-            let (target, verdict) = (figure.target.text(), figure.target.verdict(figure.value));
+            let (target, verdict) = (figure.target.text(), figure.verdict);
             if as_json {
                 let line = json!({
                     "scenario": self.scenario, "figure": figure.name, "value": figure.value, "unit": figure.unit,
