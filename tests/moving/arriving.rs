@@ -17,7 +17,7 @@ use crate::support::old_file::{self, ACCOUNTS, BARE_DM, GARDEN, GENERAL, LATE, L
 use crate::support::old_file::{UNREADABLE, VISITORS_DM, message_id};
 use crate::support::server::free_port;
 use crate::support::{Client, Server};
-use crate::{await_line, hex, scd, sign_in_with, text};
+use crate::{hex, scd, sign_in_with, text};
 
 macro_rules! arrivals {
     ($($name:ident $version:literal)+) => { $(#[test] fn $name() { check_arrival($version); })+ };
@@ -52,7 +52,7 @@ fn check_arrival(version: u32) {
         if version >= 11 {
             check_direct_messages(&server, version);
         }
-        await_line(&server, NOTHING_REMOVED);
+        server.await_line(NOTHING_REMOVED);
         assert_eq!(server.stop(), Some(0));
         check_kept(&server.database(), &before, version);
         server.resume();
@@ -299,7 +299,7 @@ fn a_file_that_the_existing_server_has_open_is_refused_until_it_stops() {
     let shell = Connection::open(server.database()).unwrap();
     shell.query_row("SELECT count(*) FROM Message", [], |_| Ok(())).unwrap();
     server.resume();
-    await_line(&server, "another program has the database open: no other server may run on it");
+    server.await_line("another program has the database open: no other server may run on it");
     drop(shell);
 }
 

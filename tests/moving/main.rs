@@ -54,8 +54,3 @@ fn hex(shown: &Value) -> String {
     };
     to_hex(&bytes).to_uppercase()
 }
-
-fn await_line(server: &support::Server, line: &str) {
-    clock::poll(support::client::PATIENCE, || server.output().contains(line).then_some(()))
-        .unwrap_or_else(|| panic!("no line `{line}` in\n{}", server.output()));
-}

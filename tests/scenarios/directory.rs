@@ -58,10 +58,6 @@ fn wait_long<T>(what: &str, limit: Duration, ready: impl FnMut() -> Option<T>) -
     clock::poll(limit, ready).unwrap_or_else(|| panic!("waited in vain for {what}"))
 }
 
-fn wait_for_line(server: &Server, line: &str) {
-    wait(line, || server.output().contains(line).then_some(()));
-}
-
 fn registration(address: SocketAddr) -> RegisterServer<'static> {
     RegisterServer {
         hostname: b"127.0.0.1",

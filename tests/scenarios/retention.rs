@@ -78,7 +78,7 @@ fn old_roots_go_with_all_below_them_and_young_roots_keep_old_replies() {
     let mut client = server.client();
     assert_eq!(contents(&mut client, roots(GENERAL)), ["young root"]);
     assert!(listed(&mut client, thread(GENERAL, old)).is_empty());
-    await_line(&server, "Cleaned up 4 expired messages");
+    server.await_line("Cleaned up 4 expired messages");
 }
 
 #[test]
@@ -99,12 +99,7 @@ fn an_old_thread_of_thousands_of_levels_goes_in_batches_while_posts_go_on() {
         (rows(&server, "SELECT count(*) FROM Message WHERE content = 'old'").concat() == ["0"]).then_some(())
     });
     cleaned.expect("old messages stay");
-    await_line(&server, "Cleaned up 3000 expired messages");
-}
-
-fn await_line(server: &Server, line: &str) {
-    clock::poll(PATIENCE, || server.output().contains(line).then_some(()))
-        .unwrap_or_else(|| panic!("no line `{line}`"));
+    server.await_line("Cleaned up 3000 expired messages");
 }
 
 #[test]
@@ -132,11 +127,11 @@ fn a_file_of_another_server_keeps_everything_until_the_operator_agrees() {
     // The announcement is the last thing that a first round does.
     let kept = "rows have outlived their time, but nothing is removed; set [retention] enforce to true to have it done";
     server.resume();
-    await_line(&server, &format!("{kept} messages=2 read_marks=0 invitations=1 servers=0"));
+    server.await_line(&format!("{kept} messages=2 read_marks=0 invitations=1 servers=0"));
     server.stop();
     server.reconfigure(settings().set("retention", "enforce", true));
     server.resume();
-    await_line(&server, "old rows will be removed messages=2 read_marks=0 invitations=1 servers=0 minutes=60");
+    server.await_line("old rows will be removed messages=2 read_marks=0 invitations=1 servers=0 minutes=60");
     assert_eq!(left(&server), ["old root", "reply"], "one interval is left to think again");
     assert_eq!(rows(&server, "SELECT count(*) FROM DMInvite").concat(), ["1"]);
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::client::Client;
+use super::client::{Client, PATIENCE};
 use super::clock;
 use super::link::{Incoming, Link};
 
@@ -243,6 +243,12 @@ impl Server {
         fs::read(self.home().join("output"))
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
             .unwrap_or_default()
+    }
+
+    /// Waits until the server has said this: what it logs comes a little after what it does.
+    pub fn await_line(&self, line: &str) {
+        clock::poll(PATIENCE, || self.output().contains(line).then_some(()))
+            .unwrap_or_else(|| panic!("no line `{line}` in\n{}", self.output()));
     }
 
     fn config(&self) -> PathBuf {

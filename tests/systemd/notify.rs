@@ -165,7 +165,7 @@ fn a_broken_file_changes_nothing_and_says_so() {
         assert!(status.contains(", db ok; not reloaded, old settings kept: ") && status.contains(problem), "{status}");
         assert_eq!(server.client().config["max_message_rate"], 7);
     }
-    assert!(server.output().contains("configuration not reloaded: "));
+    server.await_line("configuration not reloaded: ");
 }
 
 #[test]

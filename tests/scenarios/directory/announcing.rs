@@ -8,7 +8,7 @@ use superchat::wire::server::{Error, RegisterAck, VerifyRegistration};
 use superchat::wire::{ClientMessage, client, records::Failed};
 
 use super::super::steps::operator;
-use super::{Target, frame_of, greeting, is_listed, listed, read_frame, settings, wait, wait_for_line, wait_long};
+use super::{Target, frame_of, greeting, is_listed, listed, read_frame, settings, wait, wait_long};
 use crate::support::{Server, Settings};
 
 /// A heartbeat comes ten seconds after the registration.
@@ -40,11 +40,11 @@ fn a_server_announces_itself_is_counted_lost_and_found_again() {
     let entry = listed(&mut client).remove(0);
     assert_eq!((&entry["name"], &entry["description"]), (&"Newcomer".into(), &"a server of its own".into()));
     assert_eq!((&entry["max_users"], &entry["channel_count"]), (&77.into(), &5.into()));
-    wait_for_line(&server, "Verification in progress...");
+    server.await_line("Verification in progress...");
 
     let _people = [server.client_named("ann"), server.client_named("ben")];
     wait_long("a heartbeat", FIRST_HEARTBEAT, || (listed(&mut client)[0]["user_count"] == 2).then_some(()));
-    wait_for_line(&server, "lists this server, heartbeats every 300 s");
+    server.await_line("lists this server, heartbeats every 300 s");
 
     // A directory that was killed has the list it had, and goes and looks.
     directory.kill9();
@@ -89,7 +89,7 @@ fn a_server_without_a_public_name_says_why_it_is_not_announced() {
     let directory = Target::silent();
     for hostname in ["", "localhost"] {
         let server = Server::start(announced_to(directory.address).set("discovery", "public_hostname", hostname));
-        wait_for_line(&server, "This server is not announced to directories:");
+        server.await_line("This server is not announced to directories:");
         server.client();
     }
     assert_eq!(directory.connections(), 0);
@@ -107,7 +107,7 @@ fn check_answer(answer: Vec<u8>, expected: &str) {
         stream.write_all(&answer)
     });
     let server = Server::start(announced_to(directory.address));
-    wait_for_line(&server, expected);
+    server.await_line(expected);
     server.client_named("undisturbed");
 }
 
@@ -141,6 +141,6 @@ fn a_directory_may_ask_for_proof_on_the_very_connection() {
         stream.write_all(&frame_of(RegisterAck::CODE, &taken))
     });
     let server = Server::start(announced_to(directory.address));
-    wait_for_line(&server, "refuses this server: proved");
+    server.await_line("refuses this server: proved");
     wait("the goodbye", || directory.heard().ends_with(b"Registration complete").then_some(()));
 }

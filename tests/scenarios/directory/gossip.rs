@@ -10,7 +10,7 @@ use superchat::wire::server::ServerList;
 use super::super::steps::{operator, rows};
 use super::{
     IN_PROGRESS, Target, frame_of, greeting, insert, is_listed, listed, read_frame, register, registration, response,
-    settings, wait, wait_for_line,
+    settings, wait,
 };
 use crate::support::{Server, Settings};
 
@@ -33,7 +33,7 @@ fn a_directory_lists_what_another_one_lists_once_it_has_looked() {
     let mut at_first = first.client();
     register(&mut at_first, registration(second.address()));
     wait("what the second knows", || is_listed(&mut at_first, third.address()).then_some(()));
-    wait_for_line(&first, "Server not listed: 127.0.0.9:6465: cannot connect");
+    first.await_line("Server not listed: 127.0.0.9:6465: cannot connect");
     assert_eq!(listed(&mut at_first).len(), 2);
     let learnt =
         rows(&first, "SELECT port, discovered_via, source_ip, name FROM DiscoveredServer ORDER BY id DESC LIMIT 1");
@@ -81,7 +81,7 @@ fn a_directory_that_lies_costs_a_few_looks() {
     register(&mut client, registration(liar.address));
     wait("the liar's entry", || is_listed(&mut client, liar.address).then_some(()));
     for victim in &victims {
-        wait_for_line(&directory, &format!("Server not listed: {}: no answer in time", victim.address));
+        directory.await_line(&format!("Server not listed: {}: no answer in time", victim.address));
         assert_eq!(victim.connections(), 1);
     }
     assert_eq!(listed(&mut client).len(), 1);
@@ -101,6 +101,6 @@ fn a_list_that_cannot_be_read_is_left_and_the_teller_stays() {
     let directory = Server::start(curious());
     let mut client = directory.client();
     register(&mut client, registration(garbled.address));
-    wait_for_line(&directory, "was not asked: its answer cannot be read");
+    directory.await_line("was not asked: its answer cannot be read");
     assert!(is_listed(&mut client, garbled.address));
 }

@@ -9,7 +9,7 @@ use superchat::wire::client::{Heartbeat, ListServers, RegisterServer, VerifyRegi
 use super::super::steps::{items, operator};
 use super::{
     HERE, IN_PROGRESS, Target, client_from, elsewhere, greeted, heartbeat, insert, is_listed, listed, register,
-    registration, response, settings, wait, wait_for_line,
+    registration, response, settings, wait,
 };
 use crate::support::Server;
 use crate::support::server::free_port;
@@ -70,13 +70,13 @@ fn without_a_directory_the_list_is_empty_and_nobody_registers() {
     }
     let proof = client.ask(VerifyRegistration { challenge: 7 }, "VERIFY_RESPONSE");
     assert_eq!(proof["challenge"], "7", "it proves itself all the same");
-    assert!(server.output().contains("Directory mode disabled"));
+    server.await_line("Directory mode disabled");
 }
 
 #[test]
 fn unreadable_requests_and_stray_proofs_are_told_so() {
     let server = Server::start(settings());
-    assert!(server.output().contains("Directory mode enabled (servers can register)"));
+    server.await_line("Directory mode enabled (servers can register)");
     let mut client = server.client();
     for code in [0x55, 0x56, 0x57] {
         client.send_raw(&unreadable(code));
@@ -189,7 +189,7 @@ fn what_registers_itself_here_is_not_listed_twice() {
     let server = Server::start(settings());
     let mut client = server.client();
     assert_eq!(register(&mut client, registration(server.address())), IN_PROGRESS);
-    wait_for_line(&server, "it is this server");
+    server.await_line("it is this server");
     assert!(listed(&mut client).is_empty());
 }
 

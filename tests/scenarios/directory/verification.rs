@@ -10,7 +10,7 @@ use superchat::wire::server::{Error, NewMessage, Pong, ServerPresence};
 use super::super::steps::operator;
 use super::{
     IN_PROGRESS, Target, client_from, elsewhere, frame_of, greeted, greeting, insert, is_listed, listed, read_frame,
-    register, registration, response, settings, wait, wait_for_line,
+    register, registration, response, settings, wait,
 };
 use crate::support::Server;
 use crate::support::client::PATIENCE;
@@ -20,7 +20,7 @@ fn check_refused(target: &Target, reason: &str) {
     let server = Server::start(settings());
     let mut client = server.client();
     assert_eq!(register(&mut client, registration(target.address)), IN_PROGRESS);
-    wait_for_line(&server, &format!("Server not listed: {}: {reason}", target.address));
+    server.await_line(&format!("Server not listed: {}: {reason}", target.address));
     assert!(listed(&mut client).is_empty());
     assert_eq!(target.connections(), 1, "it is not tried again by itself");
 }
@@ -96,7 +96,7 @@ fn silent_and_slow_targets_are_given_up_after_ten_seconds_each() {
         assert_eq!(register(&mut client, registration(target.address)), IN_PROGRESS);
     }
     for target in &targets {
-        wait_for_line(&server, &format!("Server not listed: {}: no answer in time", target.address));
+        server.await_line(&format!("Server not listed: {}: no answer in time", target.address));
     }
     assert!(listed(&mut client).is_empty());
     assert!(targets[0].heard().is_empty() && targets[1].heard().is_empty());
@@ -138,7 +138,7 @@ fn what_others_say_meanwhile_is_passed_over_and_the_server_is_told_goodbye() {
     wait("the entry", || is_listed(&mut client, target.address).then_some(()));
     let goodbye = frame_of(Disconnect::CODE, &Disconnect { reason: Some(b"Directory verification complete") });
     wait("the goodbye", || (target.heard() == goodbye).then_some(()));
-    wait_for_line(&server, &format!("Server listed: {}", target.address));
+    server.await_line(&format!("Server listed: {}", target.address));
 }
 
 #[test]
@@ -189,7 +189,7 @@ fn the_answer_is_the_same_whatever_is_at_the_target() {
             assert_eq!(register(&mut client, registration(target)), IN_PROGRESS, "{target}");
         }
     }
-    wait_for_line(&server, &format!("Server not listed: {closed}: cannot connect"));
+    server.await_line(&format!("Server not listed: {closed}: cannot connect"));
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn a_target_is_dialled_once_however_often_it_registers_and_by_whom() {
         register(&mut clients[0], RegisterServer { hostname: name, ..registration(silent.address) });
     }
     wait("the entry", || is_listed(&mut clients[0], quick.address).then_some(()));
-    wait_for_line(&server, "its target is being dialled, or was too often");
+    server.await_line("its target is being dialled, or was too often");
     assert_eq!((silent.connections(), quick.connections()), (1, 1));
 }
 
@@ -248,7 +248,7 @@ fn one_machine_is_listed_so_many_times_and_no_more() {
         }
     }
     let last = targets[32].address;
-    wait_for_line(&server, &format!("Server not listed: {last}: too many servers are listed at its address"));
+    server.await_line(&format!("Server not listed: {last}: too many servers are listed at its address"));
     assert_eq!((listed(&mut clients[0]).len(), targets[32].connections()), (32, 0));
 }
 
