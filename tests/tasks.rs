@@ -145,6 +145,7 @@ fn channel(id: u64) -> Channel {
         created_by: None,
         parent: None,
         participants: None,
+        is_archived: false,
     }
 }
 

@@ -44,6 +44,7 @@ pub fn list_channels(shard: &mut Shard, key: SessionKey, request: &client::ListC
             retention_hours: channel.retention_hours,
             has_subchannels: subchannels > 0,
             subchannel_count: u16::try_from(subchannels).unwrap_or(u16::MAX),
+            archive_enabled: shard.settings.archive_flag(channel),
         }
     });
     let list = one_frame(entries, |entry| entry.name.len() + entry.description.len());
@@ -300,7 +301,8 @@ fn create(
                 None => [b"Channel '", &channel.display_name[..], b"' created successfully"].concat(),
                 Some(_) => subchannel_created_text(&channel.name),
             };
-            shard.reply(key, created(&channel, &text));
+            let flag = shard.settings.archive_flag(&channel);
+            shard.reply(key, created(&channel, flag, &text));
         }
         Err(Refusal::NameTaken) => refuse(shard, key, name_taken),
         Err(Refusal::ChannelNotFound) => refuse(shard, key, "Parent channel not found"),

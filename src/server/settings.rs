@@ -88,6 +88,7 @@ pub(super) fn chat_settings(settings: &Settings, port: u16) -> ChatSettings {
         idle_timeout_ms: limits.session_timeout_seconds.map(|timeout| timeout.as_secs() * 1000),
         idle_notice: server.idle_notice,
         sanitize_content: server.sanitize_content,
+        has_archive_flag: server.wire_archive_flag,
         outbox_bytes_max: limits.outbox_bytes_max.get(),
         requests_per_second: limits.requests_per_second.map(std::num::NonZero::get),
         messages_per_minute: limits.message_rate_limit.map(|limit| limit.get().into()),

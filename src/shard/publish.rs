@@ -9,8 +9,8 @@ use super::{CloseReason, Shard};
 use crate::handlers::messages::display_author;
 use crate::ids::{ChannelId, MessageId};
 use crate::store::{Audience, Channel, Event, Message};
-use crate::wire::ServerMessage;
-use crate::wire::server;
+use crate::wire::codec::ArchiveFlag;
+use crate::wire::{ServerMessage, server};
 
 impl Shard {
     /// Tells this shard's audience, and returns to how many sessions a new message goes. `author` already has its own
@@ -136,7 +136,7 @@ impl Shard {
             None => [b"New channel '", &channel.display_name[..], b"' created"].concat(),
             Some(_) => subchannel_created_text(&channel.name),
         };
-        let mut frame = Broadcast::new(created(channel, &text));
+        let mut frame = Broadcast::new(created(channel, self.settings.archive_flag(channel), &text));
         for key in self.clients.keys().collect::<Vec<_>>() {
             if Some(key) != author {
                 self.clients.send(key, &mut frame);
@@ -175,14 +175,21 @@ impl Shard {
 
 /// CHANNEL_CREATED or SUBCHANNEL_CREATED, whichever the channel is.
 #[must_use]
-pub fn created<'m>(channel: &'m Channel, text: &'m [u8]) -> ServerMessage<'m> {
+pub fn created<'m>(channel: &'m Channel, archive_enabled: ArchiveFlag, text: &'m [u8]) -> ServerMessage<'m> {
     let (name, description) = (&channel.name[..], &channel.description[..]);
     let (channel_type, retention_hours) = (channel.channel_type.to_wire(), channel.retention_hours);
     match channel.parent {
         None => {
             let (channel_id, message) = (channel.id, text);
-            let created =
-                server::CreatedChannel { channel_id, name, description, channel_type, retention_hours, message };
+            let created = server::CreatedChannel {
+                channel_id,
+                name,
+                description,
+                channel_type,
+                retention_hours,
+                archive_enabled,
+                message,
+            };
             server::ChannelCreated { outcome: Ok(created) }.into()
         }
         Some(parent) => {

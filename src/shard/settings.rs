@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::store::Channel;
+use crate::wire::codec::ArchiveFlag;
 use crate::wire::server::ServerConfig;
 
 /// Rules of the chat. Limits that are `None` are off.
@@ -19,6 +21,8 @@ pub struct ChatSettings {
     pub idle_notice: bool,
     /// Remove control characters outside direct messages (BEHAVIOUR.md 2.0).
     pub sanitize_content: bool,
+    /// Send the byte of archives, for the clients that expect it.
+    pub has_archive_flag: bool,
     /// Bytes that may wait for a reader that takes nothing.
     pub outbox_bytes_max: usize,
     /// Per session.
@@ -70,6 +74,12 @@ impl InForce {
 }
 
 impl ChatSettings {
+    /// What clients are told of a channel's archive.
+    #[must_use]
+    pub fn archive_flag(&self, channel: &Channel) -> ArchiveFlag {
+        ArchiveFlag(self.has_archive_flag.then_some(channel.is_archived))
+    }
+
     /// What rights the configuration gives to a name (BEHAVIOUR.md 5.1, 9.2). The store adds what was granted.
     #[must_use]
     pub fn flags_for(&self, nickname: &[u8]) -> u8 {

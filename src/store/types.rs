@@ -62,6 +62,8 @@ pub struct Channel {
     pub parent: Option<ChannelId>,
     /// Set for a direct-message channel: who takes part.
     pub participants: Option<Arc<[Participant]>>,
+    /// What a newer server of the field keeps an archive of; ours only tells it to those who ask.
+    pub is_archived: bool,
 }
 
 impl Channel {

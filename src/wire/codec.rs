@@ -196,6 +196,22 @@ impl<'a, T: Wire<'a>> Wire<'a> for Tail<T> {
     }
 }
 
+/// A byte that one generation of clients expects and another does not, with nothing before it that says so: written where
+/// the operator wants it, and never read (BEHAVIOUR.md 13.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ArchiveFlag(pub Option<bool>);
+
+impl<'a> Wire<'a> for ArchiveFlag {
+    fn read(_: &mut Reader<'a>) -> Result<Self, WireError> {
+        Ok(Self(None))
+    }
+    fn write(&self, writer: &mut Writer<'_>) {
+        if let Some(flag) = self.0 {
+            flag.write(writer);
+        }
+    }
+}
+
 /// A u16 count, then that many items.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct List<T>(pub Vec<T>);

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 use thiserror::Error;
 
 use super::client::ClientMessage;
-use super::codec::{Bounded, DmTarget, Encryption, List, LongList, Tail, Wire, Writer};
+use super::codec::{ArchiveFlag, Bounded, DmTarget, Encryption, List, LongList, Tail, Wire, Writer};
 use super::errors::{FrameError, WireError};
 use super::frame::{self, Compression, Frame, Unpacked};
 use super::server::ServerMessage;
@@ -253,6 +253,15 @@ impl Json for Tail<u8> {
     fn parse(name: &'static str, fields: &Map<String, Value>, writer: &mut Writer<'_>) -> Result<(), JsonError> {
         let value = fields.get(name).filter(|value| !value.is_null());
         value.map_or(Ok(()), |value| u8::from_value(name, value, writer))
+    }
+}
+
+impl Json for ArchiveFlag {
+    fn describe(&self, name: &'static str, fields: &mut Map<String, Value>) {
+        fields.extend(self.0.map(|flag| (name.into(), Value::Bool(flag))));
+    }
+    fn parse(name: &'static str, fields: &Map<String, Value>, writer: &mut Writer<'_>) -> Result<(), JsonError> {
+        fields.get(name).map_or(Ok(()), |value| bool::from_value(name, value, writer))
     }
 }
 

@@ -1,13 +1,13 @@
 //! Records that several messages carry.
 
-use super::codec::records;
+use super::codec::{ArchiveFlag, records};
 use crate::ids::{BanId, ChannelId, MessageId, SessionId, UserId};
 
 records! {
     /// One public channel in CHANNEL_LIST (WIRE.md 7.3).
     ChannelEntry<'a> {
         channel_id: ChannelId, name: &'a [u8], description: &'a [u8], user_count: u32, is_operator: bool, channel_type: u8,
-        retention_hours: u32, has_subchannels: bool, subchannel_count: u16,
+        retention_hours: u32, has_subchannels: bool, subchannel_count: u16, archive_enabled: ArchiveFlag,
     }
     /// One entry of SUBCHANNEL_LIST (WIRE.md 7.3).
     SubchannelEntry<'a> {

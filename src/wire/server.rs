@@ -1,6 +1,6 @@
 //! Everything the server may say (WIRE.md 7), one line per message.
 
-use super::codec::{Encryption, List, LongList, Tail, messages, records};
+use super::codec::{ArchiveFlag, Encryption, List, LongList, Tail, messages, records};
 use super::records::{
     BanEntry, ChannelEntry, ChannelUserEntry, Failed, Message, ServerEntry, SshKeyEntry, SubchannelEntry, UnreadCount,
     UserEntry,
@@ -95,7 +95,7 @@ records! {
     Registered<'a> { user_id: UserId, message: &'a [u8] }
     CreatedChannel<'a> {
         channel_id: ChannelId, name: &'a [u8], description: &'a [u8], channel_type: u8, retention_hours: u32,
-        message: &'a [u8],
+        archive_enabled: ArchiveFlag, message: &'a [u8],
     }
     CreatedSubchannel<'a> {
         channel_id: ChannelId, subchannel_id: ChannelId, name: &'a [u8], description: &'a [u8], channel_type: u8,

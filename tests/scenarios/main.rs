@@ -7,6 +7,7 @@ mod support;
 
 mod accounts;
 mod admin;
+mod archive;
 mod chat;
 mod client;
 mod connections;

@@ -135,6 +135,7 @@ impl Memory {
             created_by: None,
             parent: None,
             participants: Some(pair.into_iter().cloned().collect()),
+            is_archived: false,
         };
         self.channels.insert(id, channel);
         if is_encrypted {

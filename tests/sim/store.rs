@@ -395,6 +395,7 @@ impl Memory {
             created_by: new.created_by,
             parent: new.parent,
             participants: None,
+            is_archived: false,
         };
         self.channels.insert(channel.id, channel.clone());
         channel

@@ -26,6 +26,7 @@ pub fn unlimited() -> ChatSettings {
         idle_timeout_ms: None,
         idle_notice: false,
         sanitize_content: true,
+        has_archive_flag: false,
         outbox_bytes_max: 64 << 20,
         requests_per_second: None,
         messages_per_minute: None,

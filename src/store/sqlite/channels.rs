@@ -58,15 +58,17 @@ fn as_stored(id: ChannelId, new: &NewChannel) -> Channel {
         created_by: *created_by,
         parent: *parent,
         participants: None,
+        is_archived: false,
     }
 }
 
+/// Only newer files have the column `archive_enabled`; in others the name leads out of the innermost SELECT, to a NULL.
 macro_rules! channels {
     ($rest:literal) => {
         concat!(
             "SELECT id, name, display_name, description, channel_type, message_retention_hours, created_by, parent_id,
-                    is_dm
-             FROM Channel AS c
+                    is_dm, (SELECT archive_enabled FROM Channel AS own WHERE own.id = c.id)
+             FROM (SELECT NULL AS archive_enabled) AS older CROSS JOIN Channel AS c
              WHERE (is_dm <> 0 OR is_private = 0)
                AND (is_dm = 0 OR EXISTS (SELECT 1 FROM ChannelParticipant WHERE channel_id = c.id))
                AND (parent_id IS NULL OR EXISTS (SELECT 1 FROM Channel AS above WHERE above.id = c.parent_id)) ",
@@ -125,6 +127,7 @@ fn channel(row: &Row<'_>, participants: &mut Participants) -> rusqlite::Result<C
         created_by: row::id(row, 6, UserId::from_sql)?,
         parent: row::id(row, 7, ChannelId::from_sql)?,
         participants: is_dm.then(|| Arc::from(participants.remove(&id).unwrap_or_default())),
+        is_archived: row::integer(row, 9)?.is_some_and(|flag| flag != 0),
     })
 }
 
@@ -161,6 +164,7 @@ mod tests {
             created_by: None,
             parent: (parent != 0).then_some(ChannelId(parent)),
             participants: None,
+            is_archived: false,
         };
         channels.iter().map(channel).map(|channel| (channel.id, channel)).collect()
     }

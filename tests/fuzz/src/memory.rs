@@ -271,6 +271,7 @@ impl Rows {
             created_by: new.created_by,
             parent: new.parent,
             participants: None,
+            is_archived: false,
         };
         self.channels.push(channel.clone());
         Ok(Event::ChannelCreated(channel))
@@ -350,6 +351,7 @@ pub(crate) fn channels() -> Vec<Channel> {
         created_by: None,
         parent: parent.map(ChannelId),
         participants: None,
+        is_archived: false,
     };
     vec![
         channel(1, "chat", ChannelType::Chat, None),

@@ -344,6 +344,7 @@ fn settings() -> ChatSettings {
         idle_timeout_ms: Some(5_000),
         idle_notice: true,
         sanitize_content: true,
+        has_archive_flag: false,
         outbox_bytes_max: OUTBOX_BYTES_MAX,
         requests_per_second: Some(100),
         messages_per_minute: Some(60),
