@@ -8,7 +8,7 @@ use crate::metrics::RateLimit;
 use crate::shard::dms::{pending, ready, waiting_text};
 use crate::shard::session::SessionKey;
 use crate::shard::{Person, Shard};
-use crate::store::{Answer, Command, Dm, Event, Invite, Name, Participant, Query, Refusal};
+use crate::store::{Answer, Command, Dm, DmFound, Event, Invite, Name, Participant, Query, Refusal};
 use crate::wire::codec::DmTarget;
 use crate::wire::{ErrorCode, client, server};
 
@@ -154,10 +154,12 @@ pub fn provide_public_key(shard: &mut Shard, key: SessionKey, request: &client::
 }
 
 /// Encrypted conversations were held back from a session without its key.
-fn key_provided(shard: &mut Shard, key: SessionKey, opened: &[Dm], others: &[Dm]) {
+fn key_provided(shard: &mut Shard, key: SessionKey, opened: &[Dm], others: &[DmFound]) {
     let had_key = std::mem::replace(&mut shard.clients.session(key).busy().has_provided_key, true);
-    let held_back = others.iter().filter(|_| !had_key);
-    for dm in held_back.chain(opened) {
+    for held_back in others.iter().filter(|_| !had_key) {
+        shard.tell_found(key, held_back);
+    }
+    for dm in opened {
         shard.reply(key, ready(dm.channel.id, &dm.sides[1]));
     }
 }

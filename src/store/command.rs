@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::admin::{Administer, Kick};
 use super::ban::Ban;
-use super::dm::{Dm, DmLeft, Invite, PublicKey};
+use super::dm::{Dm, DmFound, DmLeft, DmSide, Invite, PublicKey};
 use super::types::{
     Actor, Audience, Channel, ChannelType, DiscoveredVia, Message, Name, NewSshKey, Participant, ServerAddress,
     ServerRecord,
@@ -179,11 +179,11 @@ pub enum Event {
         invite: Box<Invite>,
     },
     DmLeft(Box<DmLeft>),
-    /// Invitations that the key completed, and the account's other encrypted conversations.
+    /// Invitations that the key of `own` completed, and the account's other encrypted conversations.
     KeyProvided {
-        user: UserId,
+        own: Box<DmSide>,
         opened: Vec<Dm>,
-        others: Vec<Dm>,
+        others: Vec<DmFound>,
         is_changed: bool,
     },
     VisitorForgotten {

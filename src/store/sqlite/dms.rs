@@ -13,7 +13,7 @@ use super::visitors::SessionIds;
 use super::writer::Scope;
 use crate::ids::{ChannelId, InviteId, SessionId, UserId};
 use crate::limits::{INVITE_REPEAT_MS, OPEN_INVITES_MAX};
-use crate::store::{Dm, DmLeft, EncryptionStatus, Event, Name, Participant, PublicKey, Refusal};
+use crate::store::{Dm, DmLeft, DmSide, EncryptionStatus, Event, Name, Participant, PublicKey, Refusal};
 
 /// Hours that a conversation keeps its messages, as the existing server sets it.
 const RETENTION_HOURS: u32 = 168;
@@ -255,7 +255,7 @@ pub(super) fn provide_key(scope: &mut Scope<'_>, user: UserId, key: &PublicKey) 
         "UPDATE User SET encryption_public_key = ?2 WHERE id = ?1 AND encryption_public_key IS NOT ?2",
         params![user.as_sql(), &key[..]],
     )?;
-    let before = dm_rows::encrypted_of(scope.conn, scope.sessions, &own)?;
+    let others = dm_rows::encrypted_of(scope.conn, scope.sessions, &own)?;
     let mut opened = Vec::new();
     for other in dm_rows::waiting_for_key(scope.conn, user)? {
         let pair = [&own, &other];
@@ -265,11 +265,8 @@ pub(super) fn provide_key(scope: &mut Scope<'_>, user: UserId, key: &PublicKey) 
             opened.push(open_channel(scope, pair, true)?);
         }
     }
-    let mut others = Vec::with_capacity(before.len());
-    for (channel, other) in before {
-        others.push(found(scope, channel, [&own, &other])?);
-    }
-    Ok(Event::KeyProvided { user, opened, others, is_changed: changed > 0 })
+    let own = Box::new(DmSide { who: own, key: Some(*key) });
+    Ok(Event::KeyProvided { own, opened, others, is_changed: changed > 0 })
 }
 
 pub(super) fn leave(scope: &mut Scope<'_>, channel: ChannelId, leaver: &Participant) -> Result<Event, Failure> {
