@@ -140,6 +140,25 @@ fn a_conversation_that_everybody_left_goes_in_batches() {
 }
 
 #[test]
+fn a_conversation_that_both_left_comes_back_to_nobody() {
+    let server = Server::new();
+    let (ann, cat) = (server.register("ann"), server.register("cat"));
+    let dm = conversation(&server, &ann, &cat);
+    for _ in 0..300 {
+        server.submit(post(&cat, dm, None, "hi"));
+    }
+    server.post(&cat, dm, None, "hi");
+    // The existing server kept the access of whoever left (D-25).
+    server.shell().execute("DELETE FROM ChannelParticipant WHERE user_id = 1", []).unwrap();
+    assert_eq!(left(server.write(leave(dm, &cat))).rest, None);
+    let count = |server: &Server, sql: &str| value::<i64>(&server.shell(), sql);
+    assert!(count(&server, "SELECT count(*) FROM Message WHERE channel_id > 5") > 0, "not all in one transaction");
+    let server = server.restarted(None, |_| ());
+    assert_eq!(count(&server, "SELECT count(*) FROM ChannelParticipant"), 0);
+    server.eventually("the rest to go", || count(&server, "SELECT count(*) FROM Channel WHERE is_dm = 1") == 0);
+}
+
+#[test]
 fn visitors_of_an_earlier_run_are_nobody_and_are_taken_out_of_files_of_ours() {
     for (origin, participants, conversations) in [
         ("", 1, 1),

@@ -332,6 +332,8 @@ fn remove(scope: &mut Scope<'_>, channel: ChannelId, who: &Participant) -> Resul
         note_leaving(scope, channel, who)?;
         channels::find(scope.conn, scope.sessions, channel)?
     } else {
+        // The existing server kept the access of whoever left before, who would be brought back by it (D-25).
+        row::execute(scope.conn, "DELETE FROM ChannelAccess WHERE channel_id = ?1", [channel.as_sql()])?;
         // What is too much for one transaction goes in batches, later.
         remove_messages(scope.conn, channel, MESSAGES_AT_ONCE)?;
         None
