@@ -1,7 +1,7 @@
 //! Direct messages in the file: what is decided in commit order, and what reads show to whom.
 
 use superchat::ids::InviteId;
-use superchat::store::{Dm, DmLeft, Participant};
+use superchat::store::{Act, Admin, Administer, Dm, DmLeft, Participant};
 
 use super::*;
 
@@ -156,6 +156,35 @@ fn a_conversation_that_both_left_comes_back_to_nobody() {
     let server = server.restarted(None, |_| ());
     assert_eq!(count(&server, "SELECT count(*) FROM ChannelParticipant"), 0);
     server.eventually("the rest to go", || count(&server, "SELECT count(*) FROM Channel WHERE is_dm = 1") == 0);
+}
+
+/// A thread that only other programs write: each reply below the one before it.
+fn deep_thread(server: &Server, channel: ChannelId) {
+    const DEEP: &str = "
+        WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 1500)
+        INSERT INTO Message (id, channel_id, parent_id, thread_root_id, author_nickname, content, created_at)
+        SELECT 1000 + i, ?1, CASE WHEN i > 0 THEN 999 + i END, 1000, 'bo', 'deep', 1 FROM n";
+    server.shell().execute(DEEP, [channel.as_sql()]).unwrap();
+}
+
+#[test]
+fn a_deep_thread_goes_with_its_channel_and_with_its_conversation() {
+    let server = Server::new();
+    let count = |sql: &str| value::<i64>(&server.shell(), sql);
+    deep_thread(&server, GENERAL);
+    let by = Admin { name: name("root (uid 0)"), address: None };
+    let act = Act::DeleteChannel { channel: GENERAL, reason: name("") };
+    server.write(Command::Administer(Box::new(Administer { by, act }))).unwrap();
+    assert_eq!(count("SELECT count(*) FROM Message"), 0);
+    let (ann, cat) = (server.register("ann"), server.register("cat"));
+    let dm = conversation(&server, &ann, &cat);
+    deep_thread(&server, dm);
+    server.write(leave(dm, &ann)).unwrap();
+    assert_eq!(left(server.write(leave(dm, &cat))).rest, None);
+    // The rest goes with the next round.
+    server.clock.pass(Duration::from_secs(3600));
+    server.eventually("the rest to go", || count("SELECT count(*) FROM Channel WHERE is_dm = 1") == 0);
+    assert_eq!(count("SELECT count(*) FROM Message"), 0);
 }
 
 #[test]
