@@ -146,9 +146,18 @@ pub fn provide_public_key(shard: &mut Shard, key: SessionKey, request: &client::
         }
         return;
     };
-    let provide = Command::ProvideKey { user, key: request.public_key };
-    shard.submit(key, provide, |shard, key, result| match result {
-        Ok(Event::KeyProvided { opened, others, .. }) => key_provided(shard, key, &opened, &others),
+    let (session, now) = (shard.clients.session(key), shard.now.mono);
+    let (is_first, is_exempt) = (!session.has_provided_key(), session.is_exempt());
+    if !is_exempt && !shard.rates.key_changes_by_user.would_admit(&user, now) {
+        return too_many(shard, key);
+    }
+    let provide = Command::ProvideKey { user, key: request.public_key, is_first };
+    shard.submit(key, provide, move |shard, key, result| match result {
+        Ok(Event::KeyProvided { opened, others, is_changed, .. }) => {
+            // That it replaces another only the writer knows. One too many is refused the next time.
+            let _over = is_changed && !is_exempt && !shard.rates.key_changes_by_user.admit(user, now);
+            key_provided(shard, key, &opened, &others);
+        }
         Ok(_) | Err(_) => shard.error(key, ErrorCode::Database, "Failed to store encryption key"),
     });
 }

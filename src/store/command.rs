@@ -48,8 +48,8 @@ pub enum Command {
     UpdateReadState { user: UserId, channel: ChannelId, at: i64 },
     /// BEHAVIOUR.md 4.2, from step 3 on.
     StartDm { initiator: Participant, target: Participant, allow_unencrypted: bool },
-    /// BEHAVIOUR.md 4.3.
-    ProvideKey { user: UserId, key: PublicKey },
+    /// BEHAVIOUR.md 4.3. `is_first` from a session that gave none yet, from which encrypted conversations were held back.
+    ProvideKey { user: UserId, key: PublicKey, is_first: bool },
     /// BEHAVIOUR.md 4.4.
     AcceptDm { invite: InviteId, by: Participant },
     /// BEHAVIOUR.md 4.5.
@@ -179,7 +179,8 @@ pub enum Event {
         invite: Box<Invite>,
     },
     DmLeft(Box<DmLeft>),
-    /// Invitations that the key of `own` completed, and the account's other encrypted conversations.
+    /// Invitations that the key of `own` completed, and the account's other encrypted conversations if somebody is to be told
+    /// of them: the others of a key that changed, whoever gave it of what was held back.
     KeyProvided {
         own: Box<DmSide>,
         opened: Vec<Dm>,

@@ -53,7 +53,7 @@ impl Memory {
             Command::StartDm { initiator, target, allow_unencrypted } => {
                 self.start([initiator, target], *allow_unencrypted, now)
             }
-            Command::ProvideKey { user, key } => Ok(self.provide_key(*user, *key)),
+            Command::ProvideKey { user, key, is_first } => Ok(self.provide_key(*user, *key, *is_first)),
             Command::AcceptDm { invite, by } => self.accept(*invite, by),
             Command::DeclineDm { invite, by } => {
                 let mut declined = self.invite(*invite, by)?;
@@ -216,10 +216,10 @@ impl Memory {
         }
     }
 
-    fn provide_key(&mut self, user: UserId, key: PublicKey) -> Event {
+    fn provide_key(&mut self, user: UserId, key: PublicKey, is_first: bool) -> Event {
         let own = self.side(ChannelId(0), &account(user)).who;
         let is_changed = self.dms.keys.insert(user, key) != Some(key);
-        let others = self.encrypted_of(&own);
+        let others = if is_changed || is_first { self.encrypted_of(&own) } else { Vec::new() };
         let waiting: BTreeMap<UserId, Participant> = self
             .dms
             .invites

@@ -44,7 +44,7 @@ fn left(result: Result<Event, Refusal>) -> DmLeft {
 }
 
 fn key(actor: &Actor, byte: u8) -> Command {
-    Command::ProvideKey { user: actor.user.unwrap(), key: [byte; 32] }
+    Command::ProvideKey { user: actor.user.unwrap(), key: [byte; 32], is_first: false }
 }
 
 /// A conversation without encryption.
@@ -115,6 +115,25 @@ fn two_who_start_at_once_meet_in_one_conversation() {
     assert_eq!(first.channel, second.channel);
     assert_eq!(first.sides.map(|side| side.key), [Some([1; 32]), Some([2; 32])]);
     assert_eq!(second.sides[0].who.nickname, name("cat"), "whoever asks comes first");
+}
+
+#[test]
+fn conversations_are_looked_up_for_a_new_key_and_for_a_session_without_one() {
+    let server = Server::new();
+    let (ann, cat) = (server.register("ann"), server.register("cat"));
+    for actor in [&ann, &cat] {
+        server.write(key(actor, 1)).unwrap();
+    }
+    let dm = opened(server.write(start(&ann, &cat))).channel.id;
+    let user = ann.user.unwrap();
+    for (byte, is_first, expected) in [(1, false, &[][..]), (1, true, &[dm]), (2, false, &[dm]), (2, false, &[])] {
+        match server.write(Command::ProvideKey { user, key: [byte; 32], is_first }) {
+            Ok(Event::KeyProvided { others, .. }) => {
+                assert_eq!(others.iter().map(|found| found.channel).collect::<Vec<_>>(), expected);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 #[test]

@@ -245,8 +245,14 @@ pub(super) fn decline(scope: &Scope<'_>, id: InviteId, by: &Participant) -> Resu
     Ok(Event::DmDeclined { invite: Box::new(invite) })
 }
 
-/// Stores the key and opens what waited for it: invitations of this account and to it, where the other side has one.
-pub(super) fn provide_key(scope: &mut Scope<'_>, user: UserId, key: &PublicKey) -> Result<Event, Failure> {
+/// Stores the key and opens what waited for it: invitations of this account and to it, where the other side has one. Other
+/// conversations are only looked up where somebody is to be told of them.
+pub(super) fn provide_key(
+    scope: &mut Scope<'_>,
+    user: UserId,
+    key: &PublicKey,
+    is_first: bool,
+) -> Result<Event, Failure> {
     let nickname =
         row::first(scope.conn, "SELECT nickname FROM User WHERE id = ?1", [user.as_sql()], |row| row::name(row, 0))?;
     let own = Participant { user: Some(user), session: None, nickname: nickname.ok_or(Refusal::UserNotFound)? };
@@ -255,7 +261,11 @@ pub(super) fn provide_key(scope: &mut Scope<'_>, user: UserId, key: &PublicKey) 
         "UPDATE User SET encryption_public_key = ?2 WHERE id = ?1 AND encryption_public_key IS NOT ?2",
         params![user.as_sql(), &key[..]],
     )?;
-    let others = dm_rows::encrypted_of(scope.conn, scope.sessions, &own)?;
+    let is_changed = changed > 0;
+    let others = match is_changed || is_first {
+        true => dm_rows::encrypted_of(scope.conn, scope.sessions, &own)?,
+        false => Vec::new(),
+    };
     let mut opened = Vec::new();
     for other in dm_rows::waiting_for_key(scope.conn, user)? {
         let pair = [&own, &other];
@@ -266,7 +276,7 @@ pub(super) fn provide_key(scope: &mut Scope<'_>, user: UserId, key: &PublicKey) 
         }
     }
     let own = Box::new(DmSide { who: own, key: Some(*key) });
-    Ok(Event::KeyProvided { own, opened, others, is_changed: changed > 0 })
+    Ok(Event::KeyProvided { own, opened, others, is_changed })
 }
 
 pub(super) fn leave(scope: &mut Scope<'_>, channel: ChannelId, leaver: &Participant) -> Result<Event, Failure> {

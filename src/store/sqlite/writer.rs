@@ -486,7 +486,7 @@ fn perform(scope: &mut Scope<'_>, command: &Command) -> Result<Event, Failure> {
         Command::ListServer(found) => servers::list_found(scope, found),
         Command::ConfirmServer { address } => servers::confirm(scope, address),
         Command::Heartbeat(heartbeat) => servers::heartbeat(scope, heartbeat),
-        Command::ProvideKey { user, key } => dms::provide_key(scope, *user, key),
+        Command::ProvideKey { user, key, is_first } => dms::provide_key(scope, *user, key, *is_first),
         Command::AcceptDm { invite, by } => dms::accept(scope, *invite, by),
         Command::DeclineDm { invite, by } => dms::decline(scope, *invite, by),
         Command::LeaveDm { channel, leaver } => dms::leave(scope, *channel, leaver),

@@ -144,7 +144,7 @@ impl Rows {
                 let left = channels.into_iter().filter_map(|channel| self.leave_dm(channel, &visitor));
                 Ok(Event::VisitorForgotten { left: left.collect() })
             }
-            Command::ProvideKey { user, key } => {
+            Command::ProvideKey { user, key, .. } => {
                 let who =
                     Participant { user: Some(user), session: None, nickname: self.account(user)?.nickname.clone() };
                 let own = Box::new(DmSide { who, key: Some(key) });
