@@ -319,9 +319,11 @@ impl At<'_> {
 
     async fn users(&self, limit: u16) -> Outcome {
         let sessions = self.survey().await?;
+        let settings = self.site.settings.get();
         let rows = self.accounts(limit).await?.into_iter().map(|account| {
             let count = sessions.iter().filter(|session| session.user == Some(account.id)).count();
-            vec![text(&account.nickname), account.id.0.into(), roles(account.flags).into(), count.into()]
+            let roles = roles(account.flags | settings.flags_for(&account.nickname));
+            vec![text(&account.nickname), account.id.0.into(), roles.into(), count.into()]
         });
         Ok(table(&["nickname", "id", "roles", "sessions"], rows))
     }

@@ -1,6 +1,6 @@
 //! What admins and operators do, in the file: acts and their audit, rights, and what shadow bans hide.
 
-use superchat::store::{Act, Admin, Administer, Role, Subject};
+use superchat::store::{Act, Admin, Administer, FLAG_MODERATOR, Role, Subject};
 
 use super::*;
 
@@ -90,6 +90,25 @@ fn an_account_cannot_take_a_name_that_was_banned_before() {
     server.write(administer(Act::Unban(Subject::User { user: None, nickname: Some(name("goblin")) }))).unwrap();
     server.write(ban("goblin", true, None)).unwrap();
     server.write(rename()).unwrap();
+}
+
+#[test]
+fn lists_of_accounts_show_what_was_granted_and_not_what_the_file_says() {
+    let server = Server::new();
+    let (ann, cat) = (server.register("ann"), server.register("cat"));
+    let listed = || match server.ask(Query::Accounts { limit: 10 }) {
+        Answer::Accounts(accounts) => accounts.into_iter().map(|account| account.flags).collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    let grant = |actor: &Actor, role| {
+        let user = actor.user.unwrap();
+        server.write(administer(Act::SetRole { user, role, is_granted: true, flags: 0 })).unwrap();
+    };
+    grant(&ann, Role::Moderator);
+    server.shell().execute("UPDATE User SET user_flags = user_flags | 1", []).unwrap();
+    assert_eq!(listed(), [FLAG_MODERATOR, 0]);
+    grant(&cat, Role::Admin);
+    assert_eq!(listed(), [FLAG_MODERATOR, FLAG_ADMIN]);
 }
 
 #[test]

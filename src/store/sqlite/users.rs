@@ -9,7 +9,7 @@ use super::row::{self, Failure, Text};
 use super::writer::Scope;
 use super::{admin, bans};
 use crate::ids::UserId;
-use crate::store::{Account, Answer, Event, Name, Refusal};
+use crate::store::{Account, Answer, Event, FLAG_ADMIN, Name, Refusal};
 
 pub(super) fn register(scope: &Scope<'_>, nickname: &Name, password_hash: &str, flags: u8) -> Result<Event, Failure> {
     if is_taken(scope.conn, nickname, None)? {
@@ -127,8 +127,12 @@ pub(super) fn by_id(conn: &Connection, user: UserId, now: i64) -> rusqlite::Resu
 pub(super) fn list(conn: &Connection, limit: u16) -> rusqlite::Result<Vec<Account>> {
     row::all(
         conn,
-        &format!("SELECT id, nickname, user_flags, password_hash, {HAS_ALIAS} FROM User ORDER BY nickname LIMIT ?1"),
-        [limit],
+        &format!(
+            "SELECT id, nickname, (user_flags & ~?2) | CASE WHEN user_id IS NULL THEN 0 ELSE ?2 END, password_hash,
+                    {HAS_ALIAS}
+             FROM User LEFT JOIN scd_admin_grant ON user_id = id ORDER BY nickname LIMIT ?1"
+        ),
+        params![limit, FLAG_ADMIN],
         account,
     )
 }
@@ -140,5 +144,6 @@ fn account(row: &Row<'_>) -> rusqlite::Result<Account> {
         flags: row::flags(row, 2)?,
         password_hash: String::from_utf8_lossy(row::bytes(row, 3)?).into(),
         has_alias: row::number(row, 4)? != 0,
+/// With the admin's flag where it was granted: the row's means nothing, see [`admin::settle_flags`].
     })
 }
