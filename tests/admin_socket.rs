@@ -268,9 +268,14 @@ fn a_former_name_is_nobodys_for_the_operator() {
     let mut ann = registered(&server, "ann");
     let rename = SetNickname { nickname: Bounded(b"anna") };
     assert_eq!(ann.ask(rename, "NICKNAME_RESPONSE")["success"], true);
-    for order in
-        [&["delete-user", "ann"][..], &["grant", "ann", "admin"], &["revoke", "ann"], &["reset-password", "ann"]]
-    {
+    let orders: [&[&str]; 5] = [
+        &["delete-user", "ann"],
+        &["grant", "ann", "admin"],
+        &["revoke", "ann"],
+        &["reset-password", "ann"],
+        &["ban", "user", "ann"],
+    ];
+    for order in orders {
         assert_eq!(refused(&server, order), "scd: the account is called anna now: name it so\n", "{order:?}");
     }
     assert_eq!(column(&json(&server, &["list", "users"]), "nickname"), ["anna"]);

@@ -222,6 +222,7 @@ impl At<'_> {
             Order::BanUser { nickname, reason, shadow, seconds } => {
                 let (subject, shown) = user(&nickname)?;
                 let reason = checked_reason(reason.as_bytes())?;
+                self.account_if_any(&nickname).await?;
                 self.ban(Act::Ban { subject, reason, shadow, seconds }, &format!("user {shown}")).await
             }
             Order::BanIp { address, reason, seconds } => {
@@ -289,20 +290,19 @@ impl At<'_> {
         }
     }
 
-    async fn account(&self, nickname: &str) -> Result<Account, String> {
+    /// The account that is called so now: under a former name, which still signs in, somebody else may be meant.
+    async fn account_if_any(&self, nickname: &str) -> Result<Option<Account>, String> {
         match self.ask(Query::Account { nickname: nickname.as_bytes().into() }).await? {
-            Answer::Account { account: Some(account), .. } => Ok(account),
-            _ => Err(format!("there is no account {nickname}")),
+            Answer::Account { account: Some(account), .. } if *account.nickname != *nickname.as_bytes() => {
+                Err(format!("the account is called {} now: name it so", shown(&account.nickname)))
+            }
+            Answer::Account { account, .. } => Ok(account),
+            _ => Err("internal error".to_owned()),
         }
     }
 
-    /// The account that is called so now: under a former name, which still signs in, somebody else may be meant.
     async fn account_called(&self, nickname: &str) -> Result<Account, String> {
-        let account = self.account(nickname).await?;
-        if *account.nickname == *nickname.as_bytes() {
-            return Ok(account);
-        }
-        Err(format!("the account is called {} now: name it so", shown(&account.nickname)))
+        self.account_if_any(nickname).await?.ok_or_else(|| format!("there is no account {nickname}"))
     }
 
     async fn channels(&self) -> Result<Vec<Channel>, String> {

@@ -185,7 +185,7 @@ impl Memory {
                 self.newest_ban += 1;
                 let subject = match subject {
                     Subject::User { user: None, nickname: Some(nickname) } => {
-                        let user = self.account_named(nickname).map(|account| account.id);
+                        let user = self.account_called(nickname).map(|account| account.id);
                         Subject::User { user, nickname: Some(nickname.clone()) }
                     }
                     Subject::User { user: Some(user), .. } if !self.accounts.contains_key(user) => {
@@ -214,7 +214,7 @@ impl Memory {
         match (banned, named) {
             (Subject::Address(text), Subject::Address(named)) => ban::network(text) == ban::network(named),
             (Subject::User { user, nickname }, Subject::User { user: None, nickname: Some(named) }) => {
-                let account = self.account_named(named);
+                let account = self.account_called(named);
                 let name = account.map(|account| &account.nickname);
                 nickname.as_ref().is_some_and(|known| known == named || Some(known) == name)
                     || (user.is_some() && *user == account.map(|account| account.id))
@@ -518,8 +518,11 @@ impl Memory {
     }
 
     pub fn account_named(&self, nickname: &Name) -> Option<&Account> {
-        let named = self.accounts.values().find(|account| account.nickname == *nickname);
-        named.or_else(|| self.accounts.get(self.aliases.get(nickname)?))
+        self.account_called(nickname).or_else(|| self.accounts.get(self.aliases.get(nickname)?))
+    }
+
+    fn account_called(&self, nickname: &Name) -> Option<&Account> {
+        self.accounts.values().find(|account| account.nickname == *nickname)
     }
 
     pub fn roots(&self, viewer: Viewer, channel: ChannelId, cursor: Cursor, limit: u16) -> Vec<Message> {
@@ -554,6 +557,7 @@ impl Memory {
             },
             Cursor::After(after) => order.into_iter().filter(|id| *id > after).collect(),
         };
+    /// By a former name too.
         page.into_iter().take(limit.into()).map(|id| self.shown(viewer, id)).collect()
     }
 
