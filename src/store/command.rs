@@ -36,7 +36,7 @@ pub enum Command {
     SetPassword { user: UserId, password_hash: Option<Box<str>> },
     /// BEHAVIOUR.md 2.16.
     AddSshKey { user: UserId, key: Box<NewSshKey> },
-    /// BEHAVIOUR.md 2.16.
+    /// BEHAVIOUR.md 2.16. Refused when the account was deleted meanwhile.
     RelabelSshKey { user: UserId, key: SshKeyId, label: Name },
     /// BEHAVIOUR.md 2.16; refused for the last way to sign in.
     DeleteSshKey { user: UserId, key: SshKeyId },

@@ -1,6 +1,6 @@
 //! What admins and operators do, in the file: acts and their audit, rights, and what shadow bans hide.
 
-use superchat::store::{Act, Admin, Administer, FLAG_MODERATOR, Role, Subject};
+use superchat::store::{Act, Admin, Administer, FLAG_MODERATOR, NewSshKey, Role, Subject};
 
 use super::*;
 
@@ -54,6 +54,18 @@ fn a_post_that_waited_behind_the_deletion_of_its_author_is_not_stored() {
     server.post(&visitor("bob", 9), GENERAL, None, "by nobody's account");
     assert_eq!(value::<i64>(&server.shell(), "SELECT count(*) FROM Message WHERE author_user_id IS NULL"), 2);
     assert_eq!(value::<i64>(&server.shell(), "SELECT count(*) FROM Message"), 2);
+}
+
+#[test]
+fn a_key_that_waited_behind_the_deletion_of_its_owner_is_refused() {
+    let server = Server::new();
+    let user = server.register("ann").user.unwrap();
+    server.write(administer(Act::DeleteUser(user))).unwrap();
+    let texts = ["SHA256:x", "ssh-ed25519 x", "ssh-ed25519"].map(Box::<str>::from);
+    let [fingerprint, public_key, key_type] = texts;
+    let key = Box::new(NewSshKey { fingerprint, public_key, key_type, label: name("") });
+    assert_eq!(server.refusal(Command::AddSshKey { user, key }), Refusal::UserNotFound);
+    assert!(server.inbox.state.lock().unwrap().faults.is_empty(), "the storage has not failed");
 }
 
 #[test]
