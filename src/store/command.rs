@@ -31,12 +31,13 @@ pub enum Command {
     /// what else the account has when it comes to it.
     SignIn { user: UserId, flags: u8 },
     /// BEHAVIOUR.md 2.4 step 3; the former nickname stays as a login alias (D-08). `flags` as with `SignIn`, of the new name.
-    Rename { user: UserId, nickname: Name, flags: u8 },
+    /// Where they make an admin, only an admin may take it (D-09): by a grant, or by the present name, if that is `listed_as`.
+    Rename { user: UserId, nickname: Name, flags: u8, listed_as: Option<Name> },
     /// BEHAVIOUR.md 2.16; aliases of the account end. `None` removes the password, which needs a stored SSH key.
     SetPassword { user: UserId, password_hash: Option<Box<str>> },
-    /// BEHAVIOUR.md 2.16.
-    AddSshKey { user: UserId, key: Box<NewSshKey> },
     /// BEHAVIOUR.md 2.16. Refused when the account was deleted meanwhile.
+    AddSshKey { user: UserId, key: Box<NewSshKey> },
+    /// BEHAVIOUR.md 2.16.
     RelabelSshKey { user: UserId, key: SshKeyId, label: Name },
     /// BEHAVIOUR.md 2.16; refused for the last way to sign in.
     DeleteSshKey { user: UserId, key: SshKeyId },

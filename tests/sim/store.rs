@@ -13,8 +13,8 @@ use superchat::limits::THREAD_DEPTH_MAX;
 use superchat::store::command::NewChannel;
 use superchat::store::query::{Cursor, UnreadTarget};
 use superchat::store::{
-    Account, Act, Actor, Administer, Answer, Audience, Author, Ban, Busy, Channel, Command, Event, Message, Name,
-    Query, Refusal, Store, Subject, Submission, Ticket, Viewer, ban,
+    Account, Act, Actor, Administer, Answer, Audience, Author, Ban, Busy, Channel, Command, Event, FLAG_ADMIN, Message,
+    Name, Query, Refusal, Store, Subject, Submission, Ticket, Viewer, ban,
 };
 
 use crate::dms::Dms;
@@ -144,7 +144,9 @@ impl Memory {
                 self.account(*user)?.flags = *flags;
                 Ok(Event::SignedIn { user: *user, flags: *flags })
             }
-            Command::Rename { user, nickname, flags } => self.rename(*user, nickname, *flags),
+            Command::Rename { user, nickname, flags, listed_as } => {
+                self.rename(*user, nickname, *flags, listed_as.as_ref())
+            }
             Command::SetPassword { user, password_hash } => self.set_password(*user, password_hash.as_deref()),
             Command::UpdateReadState { user, channel, at } => {
                 let mark = self.read_marks.entry((*user, *channel)).or_default();
@@ -432,8 +434,9 @@ impl Memory {
         names.chain(aliases).any(|(name, user)| name.eq_ignore_ascii_case(nickname) && Some(user) != but_by)
     }
 
-    fn rename(&mut self, user: UserId, nickname: &Name, flags: u8) -> Result<Event, Refusal> {
-        if self.is_taken(nickname, Some(user)) {
+    fn rename(&mut self, user: UserId, nickname: &Name, flags: u8, listed_as: Option<&Name>) -> Result<Event, Refusal> {
+        let is_admin = Some(&self.account(user)?.nickname) == listed_as;
+        if self.is_taken(nickname, Some(user)) || flags & FLAG_ADMIN != 0 && !is_admin {
             return Err(Refusal::NicknameTaken);
         }
         if self.refuses(None, nickname) {

@@ -105,6 +105,31 @@ fn an_account_cannot_take_a_name_that_was_banned_before() {
 }
 
 #[test]
+fn a_listed_name_is_for_who_was_granted_the_right_or_has_another_listed_name() {
+    let server = Server::new();
+    let ann = server.register("ann");
+    let user = ann.user.unwrap();
+    let listed = |nickname, listed_as: Option<&str>| {
+        let (nickname, listed_as) = (name(nickname), listed_as.map(name));
+        server.write(Command::Rename { user, nickname, flags: FLAG_ADMIN, listed_as })
+    };
+    let flags = |result| match result {
+        Ok(Event::Renamed { flags, .. }) => flags,
+        other => panic!("{other:?}"),
+    };
+    // What the file says counts no more than what a session was told once.
+    server.shell().execute("UPDATE User SET user_flags = 1", []).unwrap();
+    for listed_as in [None, Some("boss")] {
+        assert_eq!(listed("boss", listed_as).unwrap_err(), Refusal::NicknameTaken, "{listed_as:?} is not its name");
+    }
+    assert_eq!(flags(listed("boss", Some("ann"))), FLAG_ADMIN);
+    assert_eq!(flags(server.write(rename(&ann, "ann"))), 0);
+    let grant = Act::SetRole { user, role: Role::Admin, is_granted: true, flags: 0 };
+    server.write(administer(grant)).unwrap();
+    assert_eq!(flags(listed("boss", None)), FLAG_ADMIN);
+}
+
+#[test]
 fn lists_of_accounts_show_what_was_granted_and_not_what_the_file_says() {
     let server = Server::new();
     let (ann, cat) = (server.register("ann"), server.register("cat"));

@@ -470,7 +470,9 @@ fn perform(scope: &mut Scope<'_>, command: &Command) -> Result<Event, Failure> {
         Command::CreateChannel(new) => channels::create(scope, new),
         Command::Register { nickname, password_hash, flags } => users::register(scope, nickname, password_hash, *flags),
         Command::SignIn { user, flags } => users::sign_in(scope, *user, *flags),
-        Command::Rename { user, nickname, flags } => users::rename(scope, *user, nickname, *flags),
+        Command::Rename { user, nickname, flags, listed_as } => {
+            users::rename(scope, *user, nickname, *flags, listed_as.as_ref())
+        }
         Command::SetPassword { user, password_hash } => users::set_password(scope, *user, password_hash.as_deref()),
         Command::AddSshKey { user, key } => keys::add(scope, *user, key),
         Command::RelabelSshKey { user, key, label } => keys::relabel(scope, *user, *key, label),

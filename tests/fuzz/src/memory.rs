@@ -109,7 +109,7 @@ impl Rows {
                 self.account(user)?.flags = flags;
                 Ok(Event::SignedIn { user, flags })
             }
-            Command::Rename { user, nickname, flags } => {
+            Command::Rename { user, nickname, flags, .. } => {
                 if self.named(&nickname).is_some_and(|account| account.id != user) {
                     return Err(Refusal::NicknameTaken);
                 }
