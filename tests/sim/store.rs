@@ -627,7 +627,7 @@ impl Memory {
         let counts = |(id, stored): &(&MessageId, &Stored)| {
             let in_place = stored.channel == channel && target.thread.is_none_or(|thread| stored.root == thread);
             let from_others = user.is_none() || stored.author.user != user;
-            let is_seen = self.seen(viewer, **id).is_some();
+            let is_seen = [**id, stored.root].iter().all(|id| self.seen(viewer, *id).is_some());
             in_place && from_others && is_seen && stored.is_live() && stored.created_at > since
         };
         u32::try_from(self.messages.iter().filter(counts).count()).unwrap()

@@ -93,6 +93,27 @@ fn what_is_posted_under_a_shadow_ban_is_hidden_until_it_is_lifted() {
 }
 
 #[test]
+fn an_answer_below_a_hidden_root_is_unread_for_nobody_who_cannot_see_the_root() {
+    let server = Server::new();
+    let (ann, boss) = (server.register("ann"), admin(&server.register("boss")));
+    server.write(ban("ann", true, None)).unwrap();
+    let root = server.post(&ann, GENERAL, None, "spam");
+    server.post(&boss, GENERAL, Some(root), "stop that");
+    let unread = |viewer: Viewer| {
+        let thread = [None, Some(root)];
+        let targets = thread.map(|thread| UnreadTarget { channel: Some(GENERAL), thread }).to_vec();
+        match server.ask(Query::Unread { viewer, since: Some(0), targets }) {
+            Answer::Unread(counts) => counts,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(unread(visitor("bob", 9).viewer()), [0, 0]);
+    assert_eq!(unread(ann.viewer()), [1, 1], "but for her own");
+    assert_eq!(unread(admin(&visitor("bob", 9)).viewer()), [0, 0], "only accounts are admins");
+    assert_eq!(unread(boss.viewer()), [1, 1]);
+}
+
+#[test]
 fn an_account_cannot_take_a_name_that_was_banned_before() {
     let server = Server::new();
     let ann = server.register("ann");
