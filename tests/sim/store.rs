@@ -107,8 +107,18 @@ pub struct Stored {
     pub created_at: i64,
     pub edited_at: Option<i64>,
     pub deleted_at: Option<i64>,
-    /// Bans under which it was written, each with the session.
-    hidden: BTreeMap<BanId, SessionId>,
+    /// The texts before each edit, with the time of the edit before.
+    versions: Vec<(Bytes, Option<i64>)>,
+    /// Bans under which it was written or edited.
+    hidden: BTreeMap<BanId, Mark>,
+}
+
+/// What a shadow ban does to a message.
+#[derive(Clone, Copy)]
+struct Mark {
+    session: SessionId,
+    /// For an edit of what was open: the version that others go on reading.
+    kept: Option<usize>,
 }
 
 impl Stored {
@@ -125,6 +135,11 @@ impl Stored {
 
     fn is_live(&self) -> bool {
         self.deleted_at.is_none()
+    }
+
+    /// Nobody reads a former text any more.
+    fn drop_kept(&mut self) {
+        self.hidden.retain(|_, mark| mark.kept.is_none());
     }
 }
 
@@ -252,17 +267,23 @@ impl Memory {
         active.filter(concerns).map(|ban| ban.id).collect()
     }
 
-    fn hiding_sessions(&self, stored: &Stored) -> Vec<SessionId> {
+    /// The marks whose bans count now.
+    fn marks<'s>(&'s self, stored: &'s Stored) -> impl Iterator<Item = Mark> + 's {
         let is_active = |ban| self.bans.get(ban).is_some_and(|ban| ban.is_active(self.now));
-        stored.hidden.iter().filter(|(ban, _)| is_active(ban)).map(|(_, session)| *session).collect()
+        stored.hidden.iter().filter(move |(ban, _)| is_active(ban)).map(|(_, mark)| *mark)
     }
 
-    /// Bans under which a message was written, each with the session.
+    /// Those that count for whoever looks: not for an admin, nor for the author.
+    fn marks_for<'s>(&'s self, viewer: Viewer, stored: &'s Stored) -> impl Iterator<Item = Mark> + 's {
+        let is_own = viewer.user.is_some() && viewer.user == stored.author.user;
+        let is_shown = viewer.is_admin || is_own;
+        self.marks(stored).filter(move |mark| !is_shown && mark.session != viewer.session)
+    }
+
+    /// Bans that hide the whole message, each with the session.
     pub fn hidden_by(&self, id: MessageId) -> Vec<(BanId, SessionId)> {
-        self.messages
-            .get(&id)
-            .map(|stored| stored.hidden.iter().map(|(ban, session)| (*ban, *session)).collect())
-            .unwrap_or_default()
+        let marks = self.messages.get(&id).into_iter().flat_map(|stored| &stored.hidden);
+        marks.filter(|(_, mark)| mark.kept.is_none()).map(|(ban, mark)| (*ban, mark.session)).collect()
     }
 
     /// Whether somebody is kept out now.
@@ -273,19 +294,17 @@ impl Memory {
 
     fn audience(&self, id: MessageId) -> Audience {
         let stored = &self.messages[&id];
-        match self.hiding_sessions(stored).first() {
+        match self.marks(stored).next() {
             None => Audience::Everybody,
-            Some(session) => Audience::Hidden { user: stored.author.user, session: Some(*session) },
+            Some(mark) => Audience::Hidden { user: stored.author.user, session: Some(mark.session) },
         }
     }
 
     /// The message, unless it is hidden from the viewer.
     fn seen(&self, viewer: Viewer, id: MessageId) -> Option<&Stored> {
         let stored = self.messages.get(&id)?;
-        let is_own = viewer.user.is_some() && viewer.user == stored.author.user;
-        let hiding = self.hiding_sessions(stored);
-        let is_hidden = hiding.iter().any(|session| *session != viewer.session);
-        (viewer.is_admin || is_own || !is_hidden).then_some(stored)
+        let is_hidden = self.marks_for(viewer, stored).any(|mark| mark.kept.is_none());
+        (!is_hidden).then_some(stored)
     }
 
     fn keep(
@@ -300,9 +319,20 @@ impl Memory {
         self.newest_message += 1;
         let id = MessageId(self.newest_message);
         let (author, content, root) = (author.clone(), content.clone(), root.unwrap_or(id));
-        let hidden = self.hiding(&author).into_iter().map(|ban| (ban, author.session)).collect();
-        let (edited_at, deleted_at) = (None, None);
-        let stored = Stored { channel, parent, root, author, content, created_at: now, edited_at, deleted_at, hidden };
+        let mark = Mark { session: author.session, kept: None };
+        let hidden = self.hiding(&author).into_iter().map(|ban| (ban, mark)).collect();
+        let stored = Stored {
+            channel,
+            parent,
+            root,
+            author,
+            content,
+            created_at: now,
+            edited_at: None,
+            deleted_at: None,
+            versions: Vec::new(),
+            hidden,
+        };
         self.messages.insert(id, stored);
         id
     }
@@ -344,12 +374,15 @@ impl Memory {
         if content.is_empty() {
             return Err(Refusal::EmptyContent);
         }
-        stored.content = content.clone();
-        stored.edited_at = Some(now);
+        let former = std::mem::replace(&mut stored.content, content.clone());
+        stored.versions.push((former, stored.edited_at.replace(now)));
         if stored.is_own(editor) {
+            let mark = Mark { session: editor.session, kept: Some(stored.versions.len() - 1) };
             for ban in bans {
-                stored.hidden.entry(ban).or_insert(editor.session);
+                stored.hidden.entry(ban).or_insert(mark);
             }
+        } else {
+            stored.drop_kept();
         }
         let (channel, thread_root, content) = (stored.channel, stored.root, content.clone());
         let audience = self.audience(id);
@@ -369,6 +402,7 @@ impl Memory {
         let placeholder = Bytes::from([b"[deleted by ~", &actor.nickname[..], b"]"].concat());
         stored.content = placeholder.clone();
         stored.deleted_at = Some(now);
+        stored.drop_kept();
         let (channel, thread_root) = (stored.channel, stored.root);
         let audience = self.audience(id);
         Ok(Event::Deleted { message: id, channel, thread_root, deleted_at: now, placeholder, audience })
@@ -520,6 +554,7 @@ impl Memory {
         }
     }
 
+    /// By a former name too.
     pub fn account_named(&self, nickname: &Name) -> Option<&Account> {
         self.account_called(nickname).or_else(|| self.accounts.get(self.aliases.get(nickname)?))
     }
@@ -560,7 +595,6 @@ impl Memory {
             },
             Cursor::After(after) => order.into_iter().filter(|id| *id > after).collect(),
         };
-    /// By a former name too.
         page.into_iter().take(limit.into()).map(|id| self.shown(viewer, id)).collect()
     }
 
@@ -597,6 +631,11 @@ impl Memory {
 
     fn shown(&self, viewer: Viewer, id: MessageId) -> Message {
         let stored = &self.messages[&id];
+        let kept = self.marks_for(viewer, stored).filter_map(|mark| mark.kept).min();
+        let (content, edited_at) = match kept {
+            Some(version) => stored.versions[version].clone(),
+            None => (stored.content.clone(), stored.edited_at),
+        };
         let author = match stored.author.user {
             Some(user) => match self.accounts.get(&user) {
                 Some(account) => Author::Account { user, nickname: account.nickname.clone(), flags: account.flags },
@@ -611,9 +650,9 @@ impl Memory {
             parent: stored.parent,
             thread_root: stored.root,
             author,
-            content: stored.content.clone(),
+            content,
             created_at: stored.created_at,
-            edited_at: stored.edited_at,
+            edited_at,
             reply_count: if stored.parent.is_none() { self.live_below(viewer, id) } else { 0 },
             audience: Audience::Everybody,
         }
