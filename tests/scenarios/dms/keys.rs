@@ -78,7 +78,7 @@ fn an_account_cannot_change_its_key_all_the_time() {
         provide(&mut ann, byte);
     }
     check_refused(&mut ann, [(public_key(99).into(), 5000, "Too many DM requests. Try again later.")]);
-    assert_eq!(rows(&server, "SELECT hex(encryption_public_key) FROM User"), [[shown_key(29)]]);
+    assert_eq!(rows(&server, "SELECT lower(hex(encryption_public_key)) FROM User"), [[shown_key(29)]]);
 }
 
 #[test]
