@@ -252,6 +252,11 @@ fn a_granted_right_counts_at_once_and_outlasts_the_session_until_it_is_revoked()
     admin(&server, &["grant", "ann", "moderator"]);
     assert_eq!(again.ask(sign_in(), "AUTH_RESPONSE")["user_flags"], 2);
     let _boss = registered(&server, "boss");
+    // As old manuals have it; only the configuration and grants count.
+    let shell = rusqlite::Connection::open(server.database()).unwrap();
+    shell.execute("UPDATE User SET user_flags = user_flags | 1 WHERE nickname = 'ann'", []).unwrap();
+    assert_eq!(column(&json(&server, &["list", "admins"]), "from"), ["granted", "admin_users"]);
+    assert_eq!(column(&json(&server, &["list", "users"]), "roles"), ["moderator", "admin"]);
     let told = refused(&server, &["revoke", "boss"]);
     assert!(told.contains("boss is listed in admin_users"), "{told}");
     assert_eq!(refused(&server, &["grant", "nobody"]), "scd: there is no account nobody\n");
@@ -263,9 +268,14 @@ fn a_former_name_is_nobodys_for_the_operator() {
     let mut ann = registered(&server, "ann");
     let rename = SetNickname { nickname: Bounded(b"anna") };
     assert_eq!(ann.ask(rename, "NICKNAME_RESPONSE")["success"], true);
-    for order in
-        [&["delete-user", "ann"][..], &["grant", "ann", "admin"], &["revoke", "ann"], &["reset-password", "ann"]]
-    {
+    let orders: [&[&str]; 5] = [
+        &["delete-user", "ann"],
+        &["grant", "ann", "admin"],
+        &["revoke", "ann"],
+        &["reset-password", "ann"],
+        &["ban", "user", "ann"],
+    ];
+    for order in orders {
         assert_eq!(refused(&server, order), "scd: the account is called anna now: name it so\n", "{order:?}");
     }
     assert_eq!(column(&json(&server, &["list", "users"]), "nickname"), ["anna"]);

@@ -341,7 +341,7 @@ fn delete(actor: &Actor, message: MessageId) -> Command {
 }
 
 fn rename(actor: &Actor, nickname: &str) -> Command {
-    Command::Rename { user: actor.user.unwrap(), nickname: name(nickname), flags: 0 }
+    Command::Rename { user: actor.user.unwrap(), nickname: name(nickname), flags: 0, listed_as: None }
 }
 
 fn new_channel(text: &str, created_by: UserId, parent: Option<ChannelId>) -> Command {

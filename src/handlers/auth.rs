@@ -3,6 +3,7 @@
 use tracing::{debug, info, warn};
 
 use crate::clock;
+use crate::ids::UserId;
 use crate::limits::BAN_REASON_BYTES_MAX;
 use crate::metrics::{AuthMethod, AuthResult, RateLimit};
 use crate::passwords::{HashJob, HashOutcome};
@@ -66,22 +67,20 @@ pub fn set_nickname(shard: &mut Shard, key: SessionKey, request: &client::SetNic
         let session = shard.clients.session(key);
         let renames = session.account.filter(|_| session.nickname.as_ref() != Some(&nickname));
         match renames {
-            Some(signed_in) => rename(shard, key, signed_in, nickname, account),
+            Some(signed_in) => rename(shard, key, signed_in.user, nickname, account),
             None => adopt(shard, key, nickname, account),
         }
     });
 }
 
-fn rename(shard: &mut Shard, key: SessionKey, signed_in: SignedIn, nickname: Name, owner: Option<Account>) {
+fn rename(shard: &mut Shard, key: SessionKey, user: UserId, nickname: Name, owner: Option<Account>) {
     const IN_USE: &str = "Nickname already in use";
-    // Nobody becomes an admin by taking a listed name (D-09).
-    let flags = shard.settings.flags_for(&nickname);
-    let becomes_admin = flags & FLAG_ADMIN != 0;
-    if becomes_admin && signed_in.flags & FLAG_ADMIN == 0 {
-        return nickname_response(shard, key, false, IN_USE);
-    }
-    let (user, wanted) = (signed_in.user, nickname.clone());
-    shard.submit(key, Command::Rename { user, nickname, flags }, move |shard, key, result| match result {
+    // Nobody becomes an admin by taking a listed name (D-09). What rights the session was told once may be others by now.
+    let listed = |name: &Name| shard.settings.flags_for(name) & FLAG_ADMIN != 0;
+    let listed_as = shard.clients.session(key).nickname.clone().filter(listed);
+    let (flags, wanted) = (shard.settings.flags_for(&nickname), nickname.clone());
+    let rename = Command::Rename { user, nickname, flags, listed_as };
+    shard.submit(key, rename, move |shard, key, result| match result {
         Ok(Event::Renamed { nickname, flags, .. }) => {
             shard.set_account(key, Some(SignedIn { flags, user }));
             adopt(shard, key, nickname, owner);

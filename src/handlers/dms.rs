@@ -8,7 +8,7 @@ use crate::metrics::RateLimit;
 use crate::shard::dms::{pending, ready, waiting_text};
 use crate::shard::session::SessionKey;
 use crate::shard::{Person, Shard};
-use crate::store::{Answer, Command, Dm, Event, Invite, Name, Participant, Query, Refusal};
+use crate::store::{Answer, Command, Dm, DmFound, Event, Invite, Name, Participant, Query, Refusal};
 use crate::wire::codec::DmTarget;
 use crate::wire::{ErrorCode, client, server};
 
@@ -146,18 +146,29 @@ pub fn provide_public_key(shard: &mut Shard, key: SessionKey, request: &client::
         }
         return;
     };
-    let provide = Command::ProvideKey { user, key: request.public_key };
-    shard.submit(key, provide, |shard, key, result| match result {
-        Ok(Event::KeyProvided { opened, others, .. }) => key_provided(shard, key, &opened, &others),
+    let (session, now) = (shard.clients.session(key), shard.now.mono);
+    let (is_first, is_exempt) = (!session.has_provided_key(), session.is_exempt());
+    if !is_exempt && !shard.rates.key_changes_by_user.would_admit(&user, now) {
+        return too_many(shard, key);
+    }
+    let provide = Command::ProvideKey { user, key: request.public_key, is_first };
+    shard.submit(key, provide, move |shard, key, result| match result {
+        Ok(Event::KeyProvided { opened, others, is_changed, .. }) => {
+            // That it replaces another only the writer knows. One too many is refused the next time.
+            let _over = is_changed && !is_exempt && !shard.rates.key_changes_by_user.admit(user, now);
+            key_provided(shard, key, &opened, &others);
+        }
         Ok(_) | Err(_) => shard.error(key, ErrorCode::Database, "Failed to store encryption key"),
     });
 }
 
 /// Encrypted conversations were held back from a session without its key.
-fn key_provided(shard: &mut Shard, key: SessionKey, opened: &[Dm], others: &[Dm]) {
+fn key_provided(shard: &mut Shard, key: SessionKey, opened: &[Dm], others: &[DmFound]) {
     let had_key = std::mem::replace(&mut shard.clients.session(key).busy().has_provided_key, true);
-    let held_back = others.iter().filter(|_| !had_key);
-    for dm in held_back.chain(opened) {
+    for held_back in others.iter().filter(|_| !had_key) {
+        shard.tell_found(key, held_back);
+    }
+    for dm in opened {
         shard.reply(key, ready(dm.channel.id, &dm.sides[1]));
     }
 }

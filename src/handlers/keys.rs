@@ -77,6 +77,7 @@ pub fn add_ssh_key(shard: &mut Shard, key: SessionKey, request: &client::AddSshK
         Ok(Event::SshKeyAdded { key: stored, fingerprint }) => added(shard, key, Ok((stored, &fingerprint))),
         Err(Refusal::SshKeyExists) => added(shard, key, Err("SSH key already exists")),
         Err(Refusal::TooManySshKeys) => added(shard, key, Err("Too many SSH keys (max 50)")),
+        Err(Refusal::UserNotFound) => added(shard, key, Err("User not found")),
         Ok(_) | Err(_) => shard.error(key, ErrorCode::Database, "Failed to add SSH key"),
     });
 }

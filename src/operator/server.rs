@@ -222,6 +222,7 @@ impl At<'_> {
             Order::BanUser { nickname, reason, shadow, seconds } => {
                 let (subject, shown) = user(&nickname)?;
                 let reason = checked_reason(reason.as_bytes())?;
+                self.account_if_any(&nickname).await?;
                 self.ban(Act::Ban { subject, reason, shadow, seconds }, &format!("user {shown}")).await
             }
             Order::BanIp { address, reason, seconds } => {
@@ -289,20 +290,19 @@ impl At<'_> {
         }
     }
 
-    async fn account(&self, nickname: &str) -> Result<Account, String> {
+    /// The account that is called so now: under a former name, which still signs in, somebody else may be meant.
+    async fn account_if_any(&self, nickname: &str) -> Result<Option<Account>, String> {
         match self.ask(Query::Account { nickname: nickname.as_bytes().into() }).await? {
-            Answer::Account { account: Some(account), .. } => Ok(account),
-            _ => Err(format!("there is no account {nickname}")),
+            Answer::Account { account: Some(account), .. } if *account.nickname != *nickname.as_bytes() => {
+                Err(format!("the account is called {} now: name it so", shown(&account.nickname)))
+            }
+            Answer::Account { account, .. } => Ok(account),
+            _ => Err("internal error".to_owned()),
         }
     }
 
-    /// The account that is called so now: under a former name, which still signs in, somebody else may be meant.
     async fn account_called(&self, nickname: &str) -> Result<Account, String> {
-        let account = self.account(nickname).await?;
-        if *account.nickname == *nickname.as_bytes() {
-            return Ok(account);
-        }
-        Err(format!("the account is called {} now: name it so", shown(&account.nickname)))
+        self.account_if_any(nickname).await?.ok_or_else(|| format!("there is no account {nickname}"))
     }
 
     async fn channels(&self) -> Result<Vec<Channel>, String> {
@@ -319,9 +319,11 @@ impl At<'_> {
 
     async fn users(&self, limit: u16) -> Outcome {
         let sessions = self.survey().await?;
+        let settings = self.site.settings.get();
         let rows = self.accounts(limit).await?.into_iter().map(|account| {
             let count = sessions.iter().filter(|session| session.user == Some(account.id)).count();
-            vec![text(&account.nickname), account.id.0.into(), roles(account.flags).into(), count.into()]
+            let roles = roles(account.flags | settings.flags_for(&account.nickname));
+            vec![text(&account.nickname), account.id.0.into(), roles.into(), count.into()]
         });
         Ok(table(&["nickname", "id", "roles", "sessions"], rows))
     }

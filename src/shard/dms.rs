@@ -150,14 +150,13 @@ impl Shard {
             Event::VisitorForgotten { left } | Event::UserDeleted { left, .. } => {
                 left.iter().for_each(|left| self.tell_left(left))
             }
-            Event::KeyProvided { opened, others, is_changed, .. } => {
+            Event::KeyProvided { own, opened, others, is_changed } => {
                 for dm in opened {
                     self.admit_to(dm);
                     self.tell_opened(dm, asker);
                 }
-                for dm in others.iter().filter(|_| *is_changed) {
-                    let [own, other] = &dm.sides;
-                    self.tell_side(&other.who, asker, ready(dm.channel.id, own));
+                for found in others.iter().filter(|found| *is_changed && !found.has_left) {
+                    self.tell_side(&found.other.who, asker, ready(found.channel, own));
                 }
             }
             _ => {}

@@ -135,6 +135,7 @@ pub struct Rates {
     pub dms_by_user: SlidingWindow<UserId>,
     pub dms_by_session: SlidingWindow<SessionId>,
     pub dms_by_address: SlidingWindow<IpAddr>,
+    pub key_changes_by_user: SlidingWindow<UserId>,
     pub auth_by_address: SlidingWindow<IpAddr>,
     pub auth_by_account: SlidingWindow<Box<[u8]>>,
     pub registrations_by_address: SlidingWindow<IpAddr>,
@@ -146,6 +147,10 @@ const REGISTRATIONS_MAX: u32 = 30;
 
 /// HEARTBEAT per hour and address: twelve an hour for each of many servers behind one.
 const HEARTBEATS_MAX: u32 = 600;
+
+/// Public keys that replace another, per hour and account: each is told to everybody it has encrypted conversations with. A
+/// few devices, each with a key of its own, take turns at every sign-in.
+const KEY_CHANGES_MAX: u32 = 30;
 
 impl Rates {
     const MINUTE_MS: u64 = 60_000;
@@ -161,6 +166,7 @@ impl Rates {
             dms_by_user: SlidingWindow::new(None, Self::HOUR_MS),
             dms_by_session: SlidingWindow::new(None, Self::HOUR_MS),
             dms_by_address: SlidingWindow::new(None, Self::HOUR_MS),
+            key_changes_by_user: SlidingWindow::new(Some(KEY_CHANGES_MAX), Self::HOUR_MS),
             auth_by_address: SlidingWindow::new(None, Self::MINUTE_MS),
             auth_by_account: SlidingWindow::new(None, Self::MINUTE_MS),
             registrations_by_address: SlidingWindow::new(Some(REGISTRATIONS_MAX), Self::HOUR_MS),

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::admin::{Administer, Kick};
 use super::ban::Ban;
-use super::dm::{Dm, DmLeft, Invite, PublicKey};
+use super::dm::{Dm, DmFound, DmLeft, DmSide, Invite, PublicKey};
 use super::types::{
     Actor, Audience, Channel, ChannelType, DiscoveredVia, Message, Name, NewSshKey, Participant, ServerAddress,
     ServerRecord,
@@ -31,10 +31,11 @@ pub enum Command {
     /// what else the account has when it comes to it.
     SignIn { user: UserId, flags: u8 },
     /// BEHAVIOUR.md 2.4 step 3; the former nickname stays as a login alias (D-08). `flags` as with `SignIn`, of the new name.
-    Rename { user: UserId, nickname: Name, flags: u8 },
+    /// Where they make an admin, only an admin may take it (D-09): by a grant, or by the present name, if that is `listed_as`.
+    Rename { user: UserId, nickname: Name, flags: u8, listed_as: Option<Name> },
     /// BEHAVIOUR.md 2.16; aliases of the account end. `None` removes the password, which needs a stored SSH key.
     SetPassword { user: UserId, password_hash: Option<Box<str>> },
-    /// BEHAVIOUR.md 2.16.
+    /// BEHAVIOUR.md 2.16. Refused when the account was deleted meanwhile.
     AddSshKey { user: UserId, key: Box<NewSshKey> },
     /// BEHAVIOUR.md 2.16.
     RelabelSshKey { user: UserId, key: SshKeyId, label: Name },
@@ -48,8 +49,8 @@ pub enum Command {
     UpdateReadState { user: UserId, channel: ChannelId, at: i64 },
     /// BEHAVIOUR.md 4.2, from step 3 on.
     StartDm { initiator: Participant, target: Participant, allow_unencrypted: bool },
-    /// BEHAVIOUR.md 4.3.
-    ProvideKey { user: UserId, key: PublicKey },
+    /// BEHAVIOUR.md 4.3. `is_first` from a session that gave none yet, from which encrypted conversations were held back.
+    ProvideKey { user: UserId, key: PublicKey, is_first: bool },
     /// BEHAVIOUR.md 4.4.
     AcceptDm { invite: InviteId, by: Participant },
     /// BEHAVIOUR.md 4.5.
@@ -179,11 +180,12 @@ pub enum Event {
         invite: Box<Invite>,
     },
     DmLeft(Box<DmLeft>),
-    /// Invitations that the key completed, and the account's other encrypted conversations.
+    /// Invitations that the key of `own` completed, and the account's other encrypted conversations if somebody is to be told
+    /// of them: the others of a key that changed, whoever gave it of what was held back.
     KeyProvided {
-        user: UserId,
+        own: Box<DmSide>,
         opened: Vec<Dm>,
-        others: Vec<Dm>,
+        others: Vec<DmFound>,
         is_changed: bool,
     },
     VisitorForgotten {

@@ -24,7 +24,7 @@ pub enum Query {
     AccountByKey { fingerprint: Box<str> },
     /// The SSH keys of an account, newest first.
     SshKeys { user: UserId },
-    /// All accounts sorted by nickname (bytes), at most `limit`.
+    /// All accounts sorted by nickname (bytes), at most `limit`; without the rights that the configuration gives to names.
     Accounts { limit: u16 },
     /// BEHAVIOUR.md 7. `since` in milliseconds; `None` = the account's stored read mark. Messages of the
     /// account are left out.

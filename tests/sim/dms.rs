@@ -53,7 +53,7 @@ impl Memory {
             Command::StartDm { initiator, target, allow_unencrypted } => {
                 self.start([initiator, target], *allow_unencrypted, now)
             }
-            Command::ProvideKey { user, key } => Ok(self.provide_key(*user, *key)),
+            Command::ProvideKey { user, key, is_first } => Ok(self.provide_key(*user, *key, *is_first)),
             Command::AcceptDm { invite, by } => self.accept(*invite, by),
             Command::DeclineDm { invite, by } => {
                 let mut declined = self.invite(*invite, by)?;
@@ -217,10 +217,10 @@ impl Memory {
         }
     }
 
-    fn provide_key(&mut self, user: UserId, key: PublicKey) -> Event {
+    fn provide_key(&mut self, user: UserId, key: PublicKey, is_first: bool) -> Event {
         let own = self.side(ChannelId(0), &account(user)).who;
         let is_changed = self.dms.keys.insert(user, key) != Some(key);
-        let before: Vec<_> = self.encrypted_of(&own);
+        let others = if is_changed || is_first { self.encrypted_of(&own) } else { Vec::new() };
         let waiting: BTreeMap<UserId, Participant> = self
             .dms
             .invites
@@ -237,13 +237,14 @@ impl Memory {
             let channel = self.open_channel([&own, other], true);
             opened.push(self.dm(channel, [&own, other]));
         }
-        let others = before.iter().map(|(channel, other)| self.dm(*channel, [&own, other])).collect();
-        Event::KeyProvided { user, opened, others, is_changed }
+        let own = Box::new(DmSide { who: own, key: Some(key) });
+        Event::KeyProvided { own, opened, others, is_changed }
     }
 
-    fn encrypted_of(&self, own: &Participant) -> Vec<(ChannelId, Participant)> {
-        let found = self.found_by(own).into_iter();
-        found.filter(|found| found.other.key.is_some()).map(|found| (found.channel, found.other.who)).collect()
+    fn encrypted_of(&self, own: &Participant) -> Vec<DmFound> {
+        let mut found = self.found_by(own);
+        found.retain(|found| found.other.key.is_some());
+        found
     }
 
     fn found_by(&self, own: &Participant) -> Vec<DmFound> {
@@ -414,6 +415,11 @@ pub fn answer_found(found: &DmFound) -> (Told, Option<Told>) {
     (Told::ready(found.channel, &found.other), left)
 }
 
+fn found_told(found: &DmFound) -> impl Iterator<Item = Told> {
+    let (ready, left) = answer_found(found);
+    [ready].into_iter().chain(left)
+}
+
 /// What an event means for a session as it is at this moment (BEHAVIOUR.md 4.9). Whoever asked has its own answer.
 pub fn owed(session: &Session, event: &Event, is_asker: bool) -> Vec<Told> {
     match event {
@@ -430,12 +436,13 @@ pub fn owed(session: &Session, event: &Event, is_asker: bool) -> Vec<Told> {
         Event::DmLeft(left) => left_for(session, left).into_iter().collect(),
         Event::VisitorForgotten { left } => left.iter().filter_map(|left| left_for(session, left)).collect(),
         Event::KeyProvided { opened, others, .. } if is_asker => {
-            let held_back = others.iter().filter(|_| !session.has_provided_key());
-            held_back.chain(opened).filter_map(|dm| ready_for(session, dm)).collect()
+            let held_back = others.iter().filter(|_| !session.has_provided_key()).flat_map(found_told);
+            held_back.chain(opened.iter().filter_map(|dm| ready_for(session, dm))).collect()
         }
-        Event::KeyProvided { opened, others, is_changed, .. } => {
-            let changed = others.iter().filter(|dm| *is_changed && is_side(session, &dm.sides[1].who));
-            opened.iter().chain(changed).filter_map(|dm| ready_for(session, dm)).collect()
+        Event::KeyProvided { own, opened, others, is_changed } => {
+            let hears = |found: &&DmFound| *is_changed && !found.has_left && is_side(session, &found.other.who);
+            let changed = others.iter().filter(hears).map(|found| Told::ready(found.channel, own));
+            opened.iter().filter_map(|dm| ready_for(session, dm)).chain(changed).collect()
         }
         _ => Vec::new(),
     }
@@ -452,8 +459,7 @@ pub fn owed_at_sign_in(session: &Session, overview: &DmOverview) -> Vec<Told> {
         return Vec::new();
     }
     let can_read = |found: &&DmFound| session.has_provided_key() || found.other.key.is_none();
-    let found = overview.found.iter().filter(can_read).map(answer_found);
-    let found = found.flat_map(|(ready, left)| [ready].into_iter().chain(left));
+    let found = overview.found.iter().filter(can_read).flat_map(found_told);
     let requests = overview.requests.iter().map(Told::request);
     found.chain(requests).chain(overview.pending.iter().map(Told::pending)).collect()
 }

@@ -183,7 +183,7 @@ impl Facts {
         self.accounts.contains(name.as_bytes())
     }
 
-    /// The message was posted or edited under these bans.
+    /// These bans hide the message from others.
     pub fn hide(&mut self, message: MessageId, bans: Vec<(BanId, SessionId)>, is_new: bool) {
         let Some(fact) = self.messages.get_mut(&message) else { return };
         fact.was_hidden |= !bans.is_empty();

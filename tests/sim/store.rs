@@ -13,8 +13,8 @@ use superchat::limits::THREAD_DEPTH_MAX;
 use superchat::store::command::NewChannel;
 use superchat::store::query::{Cursor, UnreadTarget};
 use superchat::store::{
-    Account, Act, Actor, Administer, Answer, Audience, Author, Ban, Busy, Channel, Command, Event, Message, Name,
-    Query, Refusal, Store, Subject, Submission, Ticket, Viewer, ban,
+    Account, Act, Actor, Administer, Answer, Audience, Author, Ban, Busy, Channel, Command, Event, FLAG_ADMIN, Message,
+    Name, Query, Refusal, Store, Subject, Submission, Ticket, Viewer, ban,
 };
 
 use crate::dms::Dms;
@@ -107,8 +107,18 @@ pub struct Stored {
     pub created_at: i64,
     pub edited_at: Option<i64>,
     pub deleted_at: Option<i64>,
-    /// Bans under which it was written, each with the session.
-    hidden: BTreeMap<BanId, SessionId>,
+    /// The texts before each edit, with the time of the edit before.
+    versions: Vec<(Bytes, Option<i64>)>,
+    /// Bans under which it was written or edited.
+    hidden: BTreeMap<BanId, Mark>,
+}
+
+/// What a shadow ban does to a message.
+#[derive(Clone, Copy)]
+struct Mark {
+    session: SessionId,
+    /// For an edit of what was open: the version that others go on reading.
+    kept: Option<usize>,
 }
 
 impl Stored {
@@ -125,6 +135,11 @@ impl Stored {
 
     fn is_live(&self) -> bool {
         self.deleted_at.is_none()
+    }
+
+    /// Nobody reads a former text any more.
+    fn drop_kept(&mut self) {
+        self.hidden.retain(|_, mark| mark.kept.is_none());
     }
 }
 
@@ -144,7 +159,9 @@ impl Memory {
                 self.account(*user)?.flags = *flags;
                 Ok(Event::SignedIn { user: *user, flags: *flags })
             }
-            Command::Rename { user, nickname, flags } => self.rename(*user, nickname, *flags),
+            Command::Rename { user, nickname, flags, listed_as } => {
+                self.rename(*user, nickname, *flags, listed_as.as_ref())
+            }
             Command::SetPassword { user, password_hash } => self.set_password(*user, password_hash.as_deref()),
             Command::UpdateReadState { user, channel, at } => {
                 let mark = self.read_marks.entry((*user, *channel)).or_default();
@@ -185,7 +202,7 @@ impl Memory {
                 self.newest_ban += 1;
                 let subject = match subject {
                     Subject::User { user: None, nickname: Some(nickname) } => {
-                        let user = self.account_named(nickname).map(|account| account.id);
+                        let user = self.account_called(nickname).map(|account| account.id);
                         Subject::User { user, nickname: Some(nickname.clone()) }
                     }
                     Subject::User { user: Some(user), .. } if !self.accounts.contains_key(user) => {
@@ -214,7 +231,7 @@ impl Memory {
         match (banned, named) {
             (Subject::Address(text), Subject::Address(named)) => ban::network(text) == ban::network(named),
             (Subject::User { user, nickname }, Subject::User { user: None, nickname: Some(named) }) => {
-                let account = self.account_named(named);
+                let account = self.account_called(named);
                 let name = account.map(|account| &account.nickname);
                 nickname.as_ref().is_some_and(|known| known == named || Some(known) == name)
                     || (user.is_some() && *user == account.map(|account| account.id))
@@ -250,17 +267,23 @@ impl Memory {
         active.filter(concerns).map(|ban| ban.id).collect()
     }
 
-    fn hiding_sessions(&self, stored: &Stored) -> Vec<SessionId> {
+    /// The marks whose bans count now.
+    fn marks<'s>(&'s self, stored: &'s Stored) -> impl Iterator<Item = Mark> + 's {
         let is_active = |ban| self.bans.get(ban).is_some_and(|ban| ban.is_active(self.now));
-        stored.hidden.iter().filter(|(ban, _)| is_active(ban)).map(|(_, session)| *session).collect()
+        stored.hidden.iter().filter(move |(ban, _)| is_active(ban)).map(|(_, mark)| *mark)
     }
 
-    /// Bans under which a message was written, each with the session.
+    /// Those that count for whoever looks: not for an admin, nor for the author.
+    fn marks_for<'s>(&'s self, viewer: Viewer, stored: &'s Stored) -> impl Iterator<Item = Mark> + 's {
+        let is_own = viewer.user.is_some() && viewer.user == stored.author.user;
+        let is_shown = viewer.is_admin || is_own;
+        self.marks(stored).filter(move |mark| !is_shown && mark.session != viewer.session)
+    }
+
+    /// Bans that hide the whole message, each with the session.
     pub fn hidden_by(&self, id: MessageId) -> Vec<(BanId, SessionId)> {
-        self.messages
-            .get(&id)
-            .map(|stored| stored.hidden.iter().map(|(ban, session)| (*ban, *session)).collect())
-            .unwrap_or_default()
+        let marks = self.messages.get(&id).into_iter().flat_map(|stored| &stored.hidden);
+        marks.filter(|(_, mark)| mark.kept.is_none()).map(|(ban, mark)| (*ban, mark.session)).collect()
     }
 
     /// Whether somebody is kept out now.
@@ -271,19 +294,17 @@ impl Memory {
 
     fn audience(&self, id: MessageId) -> Audience {
         let stored = &self.messages[&id];
-        match self.hiding_sessions(stored).first() {
+        match self.marks(stored).next() {
             None => Audience::Everybody,
-            Some(session) => Audience::Hidden { user: stored.author.user, session: Some(*session) },
+            Some(mark) => Audience::Hidden { user: stored.author.user, session: Some(mark.session) },
         }
     }
 
     /// The message, unless it is hidden from the viewer.
     fn seen(&self, viewer: Viewer, id: MessageId) -> Option<&Stored> {
         let stored = self.messages.get(&id)?;
-        let is_own = viewer.user.is_some() && viewer.user == stored.author.user;
-        let hiding = self.hiding_sessions(stored);
-        let is_hidden = hiding.iter().any(|session| *session != viewer.session);
-        (viewer.is_admin || is_own || !is_hidden).then_some(stored)
+        let is_hidden = self.marks_for(viewer, stored).any(|mark| mark.kept.is_none());
+        (!is_hidden).then_some(stored)
     }
 
     fn keep(
@@ -298,9 +319,20 @@ impl Memory {
         self.newest_message += 1;
         let id = MessageId(self.newest_message);
         let (author, content, root) = (author.clone(), content.clone(), root.unwrap_or(id));
-        let hidden = self.hiding(&author).into_iter().map(|ban| (ban, author.session)).collect();
-        let (edited_at, deleted_at) = (None, None);
-        let stored = Stored { channel, parent, root, author, content, created_at: now, edited_at, deleted_at, hidden };
+        let mark = Mark { session: author.session, kept: None };
+        let hidden = self.hiding(&author).into_iter().map(|ban| (ban, mark)).collect();
+        let stored = Stored {
+            channel,
+            parent,
+            root,
+            author,
+            content,
+            created_at: now,
+            edited_at: None,
+            deleted_at: None,
+            versions: Vec::new(),
+            hidden,
+        };
         self.messages.insert(id, stored);
         id
     }
@@ -342,12 +374,15 @@ impl Memory {
         if content.is_empty() {
             return Err(Refusal::EmptyContent);
         }
-        stored.content = content.clone();
-        stored.edited_at = Some(now);
+        let former = std::mem::replace(&mut stored.content, content.clone());
+        stored.versions.push((former, stored.edited_at.replace(now)));
         if stored.is_own(editor) {
+            let mark = Mark { session: editor.session, kept: Some(stored.versions.len() - 1) };
             for ban in bans {
-                stored.hidden.entry(ban).or_insert(editor.session);
+                stored.hidden.entry(ban).or_insert(mark);
             }
+        } else {
+            stored.drop_kept();
         }
         let (channel, thread_root, content) = (stored.channel, stored.root, content.clone());
         let audience = self.audience(id);
@@ -367,6 +402,7 @@ impl Memory {
         let placeholder = Bytes::from([b"[deleted by ~", &actor.nickname[..], b"]"].concat());
         stored.content = placeholder.clone();
         stored.deleted_at = Some(now);
+        stored.drop_kept();
         let (channel, thread_root) = (stored.channel, stored.root);
         let audience = self.audience(id);
         Ok(Event::Deleted { message: id, channel, thread_root, deleted_at: now, placeholder, audience })
@@ -433,8 +469,9 @@ impl Memory {
         names.chain(aliases).any(|(name, user)| name.eq_ignore_ascii_case(nickname) && Some(user) != but_by)
     }
 
-    fn rename(&mut self, user: UserId, nickname: &Name, flags: u8) -> Result<Event, Refusal> {
-        if self.is_taken(nickname, Some(user)) {
+    fn rename(&mut self, user: UserId, nickname: &Name, flags: u8, listed_as: Option<&Name>) -> Result<Event, Refusal> {
+        let is_admin = Some(&self.account(user)?.nickname) == listed_as;
+        if self.is_taken(nickname, Some(user)) || flags & FLAG_ADMIN != 0 && !is_admin {
             return Err(Refusal::NicknameTaken);
         }
         if self.refuses(None, nickname) {
@@ -518,9 +555,13 @@ impl Memory {
         }
     }
 
+    /// By a former name too.
     pub fn account_named(&self, nickname: &Name) -> Option<&Account> {
-        let named = self.accounts.values().find(|account| account.nickname == *nickname);
-        named.or_else(|| self.accounts.get(self.aliases.get(nickname)?))
+        self.account_called(nickname).or_else(|| self.accounts.get(self.aliases.get(nickname)?))
+    }
+
+    fn account_called(&self, nickname: &Name) -> Option<&Account> {
+        self.accounts.values().find(|account| account.nickname == *nickname)
     }
 
     pub fn roots(&self, viewer: Viewer, channel: ChannelId, cursor: Cursor, limit: u16) -> Vec<Message> {
@@ -591,6 +632,11 @@ impl Memory {
 
     fn shown(&self, viewer: Viewer, id: MessageId) -> Message {
         let stored = &self.messages[&id];
+        let kept = self.marks_for(viewer, stored).filter_map(|mark| mark.kept).min();
+        let (content, edited_at) = match kept {
+            Some(version) => stored.versions[version].clone(),
+            None => (stored.content.clone(), stored.edited_at),
+        };
         let author = match stored.author.user {
             Some(user) => match self.accounts.get(&user) {
                 Some(account) => Author::Account { user, nickname: account.nickname.clone(), flags: account.flags },
@@ -605,9 +651,9 @@ impl Memory {
             parent: stored.parent,
             thread_root: stored.root,
             author,
-            content: stored.content.clone(),
+            content,
             created_at: stored.created_at,
-            edited_at: stored.edited_at,
+            edited_at,
             reply_count: if stored.parent.is_none() { self.live_below(viewer, id) } else { 0 },
             audience: Audience::Everybody,
         }
@@ -621,7 +667,7 @@ impl Memory {
         let counts = |(id, stored): &(&MessageId, &Stored)| {
             let in_place = stored.channel == channel && target.thread.is_none_or(|thread| stored.root == thread);
             let from_others = user.is_none() || stored.author.user != user;
-            let is_seen = self.seen(viewer, **id).is_some();
+            let is_seen = [**id, stored.root].iter().all(|id| self.seen(viewer, *id).is_some());
             in_place && from_others && is_seen && stored.is_live() && stored.created_at > since
         };
         u32::try_from(self.messages.iter().filter(counts).count()).unwrap()

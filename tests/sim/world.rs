@@ -581,7 +581,7 @@ impl World {
             ensure!(!is_foreign, Rule::NoLeak, "{} listens to the foreign {place:?}", session.id);
             let is_asker = asker == Some(session.id);
             let about_dms = dms::owed(session, event, is_asker).into_iter();
-            let about_dms = about_dms.filter(|told| !is_stopping || !told.is_leaving()).map(Owed::Dm);
+            let about_dms = about_dms.filter(|told| is_asker || !is_stopping || !told.is_leaving()).map(Owed::Dm);
             link.view.owed.extend(dms::answer(event).filter(|_| is_asker).map(Owed::Answer));
             link.view.owed.extend(owed.clone());
             link.view.owed.extend(owed.filter(|_| phantom));

@@ -1,6 +1,6 @@
 //! What admins and operators do, in the file: acts and their audit, rights, and what shadow bans hide.
 
-use superchat::store::{Act, Admin, Administer, Role, Subject};
+use superchat::store::{Act, Admin, Administer, FLAG_MODERATOR, NewSshKey, Role, Subject};
 
 use super::*;
 
@@ -57,6 +57,18 @@ fn a_post_that_waited_behind_the_deletion_of_its_author_is_not_stored() {
 }
 
 #[test]
+fn a_key_that_waited_behind_the_deletion_of_its_owner_is_refused() {
+    let server = Server::new();
+    let user = server.register("ann").user.unwrap();
+    server.write(administer(Act::DeleteUser(user))).unwrap();
+    let texts = ["SHA256:x", "ssh-ed25519 x", "ssh-ed25519"].map(Box::<str>::from);
+    let [fingerprint, public_key, key_type] = texts;
+    let key = Box::new(NewSshKey { fingerprint, public_key, key_type, label: name("") });
+    assert_eq!(server.refusal(Command::AddSshKey { user, key }), Refusal::UserNotFound);
+    assert!(server.inbox.state.lock().unwrap().faults.is_empty(), "the storage has not failed");
+}
+
+#[test]
 fn what_is_posted_under_a_shadow_ban_is_hidden_until_it_is_lifted() {
     let server = Server::new();
     let ann = server.register("ann");
@@ -81,6 +93,27 @@ fn what_is_posted_under_a_shadow_ban_is_hidden_until_it_is_lifted() {
 }
 
 #[test]
+fn an_answer_below_a_hidden_root_is_unread_for_nobody_who_cannot_see_the_root() {
+    let server = Server::new();
+    let (ann, boss) = (server.register("ann"), admin(&server.register("boss")));
+    server.write(ban("ann", true, None)).unwrap();
+    let root = server.post(&ann, GENERAL, None, "spam");
+    server.post(&boss, GENERAL, Some(root), "stop that");
+    let unread = |viewer: Viewer| {
+        let thread = [None, Some(root)];
+        let targets = thread.map(|thread| UnreadTarget { channel: Some(GENERAL), thread }).to_vec();
+        match server.ask(Query::Unread { viewer, since: Some(0), targets }) {
+            Answer::Unread(counts) => counts,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(unread(visitor("bob", 9).viewer()), [0, 0]);
+    assert_eq!(unread(ann.viewer()), [1, 1], "but for her own");
+    assert_eq!(unread(admin(&visitor("bob", 9)).viewer()), [0, 0], "only accounts are admins");
+    assert_eq!(unread(boss.viewer()), [1, 1]);
+}
+
+#[test]
 fn an_account_cannot_take_a_name_that_was_banned_before() {
     let server = Server::new();
     let ann = server.register("ann");
@@ -90,6 +123,50 @@ fn an_account_cannot_take_a_name_that_was_banned_before() {
     server.write(administer(Act::Unban(Subject::User { user: None, nickname: Some(name("goblin")) }))).unwrap();
     server.write(ban("goblin", true, None)).unwrap();
     server.write(rename()).unwrap();
+}
+
+#[test]
+fn a_listed_name_is_for_who_was_granted_the_right_or_has_another_listed_name() {
+    let server = Server::new();
+    let ann = server.register("ann");
+    let user = ann.user.unwrap();
+    let listed = |nickname, listed_as: Option<&str>| {
+        let (nickname, listed_as) = (name(nickname), listed_as.map(name));
+        server.write(Command::Rename { user, nickname, flags: FLAG_ADMIN, listed_as })
+    };
+    let flags = |result| match result {
+        Ok(Event::Renamed { flags, .. }) => flags,
+        other => panic!("{other:?}"),
+    };
+    // What the file says counts no more than what a session was told once.
+    server.shell().execute("UPDATE User SET user_flags = 1", []).unwrap();
+    for listed_as in [None, Some("boss")] {
+        assert_eq!(listed("boss", listed_as).unwrap_err(), Refusal::NicknameTaken, "{listed_as:?} is not its name");
+    }
+    assert_eq!(flags(listed("boss", Some("ann"))), FLAG_ADMIN);
+    assert_eq!(flags(server.write(rename(&ann, "ann"))), 0);
+    let grant = Act::SetRole { user, role: Role::Admin, is_granted: true, flags: 0 };
+    server.write(administer(grant)).unwrap();
+    assert_eq!(flags(listed("boss", None)), FLAG_ADMIN);
+}
+
+#[test]
+fn lists_of_accounts_show_what_was_granted_and_not_what_the_file_says() {
+    let server = Server::new();
+    let (ann, cat) = (server.register("ann"), server.register("cat"));
+    let listed = || match server.ask(Query::Accounts { limit: 10 }) {
+        Answer::Accounts(accounts) => accounts.into_iter().map(|account| account.flags).collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    let grant = |actor: &Actor, role| {
+        let user = actor.user.unwrap();
+        server.write(administer(Act::SetRole { user, role, is_granted: true, flags: 0 })).unwrap();
+    };
+    grant(&ann, Role::Moderator);
+    server.shell().execute("UPDATE User SET user_flags = user_flags | 1", []).unwrap();
+    assert_eq!(listed(), [FLAG_MODERATOR, 0]);
+    grant(&cat, Role::Admin);
+    assert_eq!(listed(), [FLAG_MODERATOR, FLAG_ADMIN]);
 }
 
 #[test]

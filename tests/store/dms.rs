@@ -1,7 +1,7 @@
 //! Direct messages in the file: what is decided in commit order, and what reads show to whom.
 
 use superchat::ids::InviteId;
-use superchat::store::{Dm, DmLeft, Participant};
+use superchat::store::{Act, Admin, Administer, Dm, DmLeft, Participant};
 
 use super::*;
 
@@ -44,7 +44,7 @@ fn left(result: Result<Event, Refusal>) -> DmLeft {
 }
 
 fn key(actor: &Actor, byte: u8) -> Command {
-    Command::ProvideKey { user: actor.user.unwrap(), key: [byte; 32] }
+    Command::ProvideKey { user: actor.user.unwrap(), key: [byte; 32], is_first: false }
 }
 
 /// A conversation without encryption.
@@ -118,6 +118,25 @@ fn two_who_start_at_once_meet_in_one_conversation() {
 }
 
 #[test]
+fn conversations_are_looked_up_for_a_new_key_and_for_a_session_without_one() {
+    let server = Server::new();
+    let (ann, cat) = (server.register("ann"), server.register("cat"));
+    for actor in [&ann, &cat] {
+        server.write(key(actor, 1)).unwrap();
+    }
+    let dm = opened(server.write(start(&ann, &cat))).channel.id;
+    let user = ann.user.unwrap();
+    for (byte, is_first, expected) in [(1, false, &[][..]), (1, true, &[dm]), (2, false, &[dm]), (2, false, &[])] {
+        match server.write(Command::ProvideKey { user, key: [byte; 32], is_first }) {
+            Ok(Event::KeyProvided { others, .. }) => {
+                assert_eq!(others.iter().map(|found| found.channel).collect::<Vec<_>>(), expected);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
 fn a_conversation_that_everybody_left_goes_in_batches() {
     let server = Server::new();
     let (ann, cat) = (server.register("ann"), server.register("cat"));
@@ -135,6 +154,53 @@ fn a_conversation_that_everybody_left_goes_in_batches() {
     // The next round of maintenance comes with the next start, here.
     let server = server.restarted(None, |_| ());
     let count = |sql: &str| value::<i64>(&server.shell(), sql);
+    server.eventually("the rest to go", || count("SELECT count(*) FROM Channel WHERE is_dm = 1") == 0);
+    assert_eq!(count("SELECT count(*) FROM Message"), 0);
+}
+
+#[test]
+fn a_conversation_that_both_left_comes_back_to_nobody() {
+    let server = Server::new();
+    let (ann, cat) = (server.register("ann"), server.register("cat"));
+    let dm = conversation(&server, &ann, &cat);
+    for _ in 0..300 {
+        server.submit(post(&cat, dm, None, "hi"));
+    }
+    server.post(&cat, dm, None, "hi");
+    // The existing server kept the access of whoever left (D-25).
+    server.shell().execute("DELETE FROM ChannelParticipant WHERE user_id = 1", []).unwrap();
+    assert_eq!(left(server.write(leave(dm, &cat))).rest, None);
+    let count = |server: &Server, sql: &str| value::<i64>(&server.shell(), sql);
+    let server = server.restarted(None, |_| ());
+    assert_eq!(count(&server, "SELECT count(*) FROM ChannelParticipant"), 0);
+    server.eventually("the rest to go", || count(&server, "SELECT count(*) FROM Channel WHERE is_dm = 1") == 0);
+}
+
+/// A thread that only other programs write: each reply below the one before it.
+fn deep_thread(server: &Server, channel: ChannelId) {
+    const DEEP: &str = "
+        WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 1500)
+        INSERT INTO Message (id, channel_id, parent_id, thread_root_id, author_nickname, content, created_at)
+        SELECT 1000 + i, ?1, CASE WHEN i > 0 THEN 999 + i END, 1000, 'bo', 'deep', 1 FROM n";
+    server.shell().execute(DEEP, [channel.as_sql()]).unwrap();
+}
+
+#[test]
+fn a_deep_thread_goes_with_its_channel_and_with_its_conversation() {
+    let server = Server::new();
+    let count = |sql: &str| value::<i64>(&server.shell(), sql);
+    deep_thread(&server, GENERAL);
+    let by = Admin { name: name("root (uid 0)"), address: None };
+    let act = Act::DeleteChannel { channel: GENERAL, reason: name("") };
+    server.write(Command::Administer(Box::new(Administer { by, act }))).unwrap();
+    assert_eq!(count("SELECT count(*) FROM Message"), 0);
+    let (ann, cat) = (server.register("ann"), server.register("cat"));
+    let dm = conversation(&server, &ann, &cat);
+    deep_thread(&server, dm);
+    server.write(leave(dm, &ann)).unwrap();
+    assert_eq!(left(server.write(leave(dm, &cat))).rest, None);
+    // The rest goes with the next round.
+    server.clock.pass(Duration::from_secs(3600));
     server.eventually("the rest to go", || count("SELECT count(*) FROM Channel WHERE is_dm = 1") == 0);
     assert_eq!(count("SELECT count(*) FROM Message"), 0);
 }

@@ -10,6 +10,9 @@ use crate::store::{
     Act, Admin, Administer, AuditEntry, Ban, Event, FLAG_ADMIN, FLAG_MODERATOR, Kick, Name, Refusal, Role, Subject,
 };
 
+/// Messages of a channel whose ids are held in memory at once while it is deleted.
+const MESSAGES_AT_ONCE: usize = 1000;
+
 /// Where an operator acts from: at the server itself.
 const LOCAL: &str = "local";
 
@@ -163,11 +166,7 @@ fn delete_channel(scope: &mut Scope<'_>, by: &Admin, channel: ChannelId, reason:
     let subchannels = row::all(scope.conn, sql, [channel.as_sql()], id)?;
     for place in subchannels.iter().chain([&channel]) {
         // Old rows of a subchannel belong to its parent by the letter of the schema.
-        row::execute(
-            scope.conn,
-            "DELETE FROM Message WHERE COALESCE(subchannel_id, channel_id) = ?1",
-            [place.as_sql()],
-        )?;
+        while dms::remove_newest(scope.conn, *place, MESSAGES_AT_ONCE)? == MESSAGES_AT_ONCE {}
         row::execute(scope.conn, "DELETE FROM Channel WHERE id = ?1", [place.as_sql()])?;
     }
     Ok(Event::ChannelRemoved { channel, name, subchannels })

@@ -129,15 +129,11 @@ fn columns(subject: &Subject) -> (Option<i64>, Option<Text<'_>>, Option<Text<'_>
     }
 }
 
-/// The account of this nickname, or of this former one.
+/// The account that is called so now. Under a former name, which still signs in to it, a visitor may be meant.
 fn account_called(conn: &Connection, nickname: &Name) -> rusqlite::Result<Option<UserId>> {
-    row::first(
-        conn,
-        "SELECT id FROM User WHERE nickname = ?1
-         UNION ALL SELECT user_id FROM scd_login_alias WHERE login_name = ?1",
-        [Text(nickname)],
-        |row| row::number(row, 0).map(UserId::from_sql),
-    )
+    row::first(conn, "SELECT id FROM User WHERE nickname = ?1", [Text(nickname)], |row| {
+        row::number(row, 0).map(UserId::from_sql)
+    })
 }
 
 /// Before an account, last called `nickname`, is deleted: as [`Ban::without_account`], in the file, where the row of an

@@ -180,17 +180,20 @@ fn former(conn: &Connection, channel: ChannelId) -> rusqlite::Result<Option<Part
     )
 }
 
-/// The encrypted conversations of an account, each with its other side.
+/// The conversations of an account.
+fn all_of(conn: &Connection, sessions: SessionIds, own: &Participant) -> rusqlite::Result<Vec<DmFound>> {
+    let channels = channels_of(conn, own.user)?.into_iter();
+    channels.filter_map(|channel| found(conn, sessions, channel, own).transpose()).collect()
+}
+
+/// Those that are encrypted.
 pub(super) fn encrypted_of(
     conn: &Connection,
     sessions: SessionIds,
     own: &Participant,
-) -> rusqlite::Result<Vec<(ChannelId, Participant)>> {
-    let mut encrypted = Vec::new();
-    for channel in channels_of(conn, own.user)? {
-        let found = found(conn, sessions, channel, own)?.filter(|found| found.other.key.is_some());
-        encrypted.extend(found.map(|found| (channel, found.other.who)));
-    }
+) -> rusqlite::Result<Vec<DmFound>> {
+    let mut encrypted = all_of(conn, sessions, own)?;
+    encrypted.retain(|found| found.other.key.is_some());
     Ok(encrypted)
 }
 
@@ -282,8 +285,6 @@ pub(super) fn lookup(
 /// BEHAVIOUR.md 4.9. What only visitors who are gone could answer is left out.
 pub(super) fn overview(conn: &Connection, sessions: SessionIds, user: UserId) -> rusqlite::Result<DmOverview> {
     let own = Participant { user: Some(user), session: None, nickname: Name::from(&b""[..]) };
-    let channels = channels_of(conn, Some(user))?.into_iter();
-    let found = channels.map(|channel| found(conn, sessions, channel, &own)).filter_map(Result::transpose);
     let invites = |sql: &str| {
         let params = params![user.as_sql(), DMS_TOLD_MAX];
         let mut invites = row::all(conn, sql, params, |row| read_invite(sessions, row))?;
@@ -293,7 +294,7 @@ pub(super) fn overview(conn: &Connection, sessions: SessionIds, user: UserId) ->
     };
     Ok(DmOverview {
         user,
-        found: found.collect::<Result<_, _>>()?,
+        found: all_of(conn, sessions, &own)?,
         requests: invites(invites!("i.target_user_id = ?1 ORDER BY i.id DESC LIMIT ?2"))?,
         pending: invites(invites!("i.initiator_user_id = ?1 ORDER BY i.id DESC LIMIT ?2"))?,
     })

@@ -13,7 +13,7 @@ use super::visitors::SessionIds;
 use super::writer::Scope;
 use crate::ids::{ChannelId, InviteId, SessionId, UserId};
 use crate::limits::{INVITE_REPEAT_MS, OPEN_INVITES_MAX};
-use crate::store::{Dm, DmLeft, EncryptionStatus, Event, Name, Participant, PublicKey, Refusal};
+use crate::store::{Dm, DmLeft, DmSide, EncryptionStatus, Event, Name, Participant, PublicKey, Refusal};
 
 /// Hours that a conversation keeps its messages, as the existing server sets it.
 const RETENTION_HOURS: u32 = 168;
@@ -245,8 +245,14 @@ pub(super) fn decline(scope: &Scope<'_>, id: InviteId, by: &Participant) -> Resu
     Ok(Event::DmDeclined { invite: Box::new(invite) })
 }
 
-/// Stores the key and opens what waited for it: invitations of this account and to it, where the other side has one.
-pub(super) fn provide_key(scope: &mut Scope<'_>, user: UserId, key: &PublicKey) -> Result<Event, Failure> {
+/// Stores the key and opens what waited for it: invitations of this account and to it, where the other side has one. Other
+/// conversations are only looked up where somebody is to be told of them.
+pub(super) fn provide_key(
+    scope: &mut Scope<'_>,
+    user: UserId,
+    key: &PublicKey,
+    is_first: bool,
+) -> Result<Event, Failure> {
     let nickname =
         row::first(scope.conn, "SELECT nickname FROM User WHERE id = ?1", [user.as_sql()], |row| row::name(row, 0))?;
     let own = Participant { user: Some(user), session: None, nickname: nickname.ok_or(Refusal::UserNotFound)? };
@@ -255,7 +261,11 @@ pub(super) fn provide_key(scope: &mut Scope<'_>, user: UserId, key: &PublicKey) 
         "UPDATE User SET encryption_public_key = ?2 WHERE id = ?1 AND encryption_public_key IS NOT ?2",
         params![user.as_sql(), &key[..]],
     )?;
-    let before = dm_rows::encrypted_of(scope.conn, scope.sessions, &own)?;
+    let is_changed = changed > 0;
+    let others = match is_changed || is_first {
+        true => dm_rows::encrypted_of(scope.conn, scope.sessions, &own)?,
+        false => Vec::new(),
+    };
     let mut opened = Vec::new();
     for other in dm_rows::waiting_for_key(scope.conn, user)? {
         let pair = [&own, &other];
@@ -265,11 +275,8 @@ pub(super) fn provide_key(scope: &mut Scope<'_>, user: UserId, key: &PublicKey) 
             opened.push(open_channel(scope, pair, true)?);
         }
     }
-    let mut others = Vec::with_capacity(before.len());
-    for (channel, other) in before {
-        others.push(found(scope, channel, [&own, &other])?);
-    }
-    Ok(Event::KeyProvided { user, opened, others, is_changed: changed > 0 })
+    let own = Box::new(DmSide { who: own, key: Some(*key) });
+    Ok(Event::KeyProvided { own, opened, others, is_changed })
 }
 
 pub(super) fn leave(scope: &mut Scope<'_>, channel: ChannelId, leaver: &Participant) -> Result<Event, Failure> {
@@ -335,6 +342,8 @@ fn remove(scope: &mut Scope<'_>, channel: ChannelId, who: &Participant) -> Resul
         note_leaving(scope, channel, who)?;
         channels::find(scope.conn, scope.sessions, channel)?
     } else {
+        // The existing server kept the access of whoever left before, who would be brought back by it (D-25).
+        row::execute(scope.conn, "DELETE FROM ChannelAccess WHERE channel_id = ?1", [channel.as_sql()])?;
         // What is too much for one transaction goes in batches, later.
         remove_messages(scope.conn, channel, MESSAGES_AT_ONCE)?;
         None
@@ -344,17 +353,28 @@ fn remove(scope: &mut Scope<'_>, channel: ChannelId, who: &Participant) -> Resul
 
 /// Removes messages of a conversation that everybody has left, and in the end the conversation; how many.
 fn remove_messages(conn: &Connection, channel: ChannelId, budget: usize) -> rusqlite::Result<usize> {
-    let removed = row::execute(
-        conn,
-        "DELETE FROM Message WHERE id IN (SELECT id FROM Message INDEXED BY scd_message_places
-                                          WHERE COALESCE(subchannel_id, channel_id) = ?1 LIMIT ?2)",
-        params![channel.as_sql(), i64::try_from(budget).unwrap_or(i64::MAX)],
-    )?;
+    let removed = remove_newest(conn, channel, budget)?;
     if removed < budget {
         row::execute(conn, "DELETE FROM Channel WHERE id = ?1", [channel.as_sql()])?;
     }
     Ok(removed)
 }
+
+/// Removes the newest messages of a place, at most `budget`; how many. One by one, replies before what they answer: a row
+/// takes its replies along, each of these its own, and SQLite follows no more than 1000 of them downwards.
+pub(super) fn remove_newest(conn: &Connection, place: ChannelId, budget: usize) -> rusqlite::Result<usize> {
+    let params = params![place.as_sql(), i64::try_from(budget).unwrap_or(i64::MAX)];
+    let newest = row::all(conn, NEWEST, params, |row| row::number(row, 0))?;
+    for id in &newest {
+        row::execute(conn, "DELETE FROM Message WHERE id = ?1", [id])?;
+    }
+    Ok(newest.len())
+}
+
+/// By their time first, so that a piece of a place is found without sorting all of it.
+const NEWEST: &str = "
+    SELECT id FROM Message INDEXED BY scd_message_places WHERE COALESCE(subchannel_id, channel_id) = ?1
+    ORDER BY created_at DESC, id DESC LIMIT ?2";
 
 /// Which conversations without anybody in them are cleaned up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -418,4 +438,16 @@ fn note_leaving(scope: &mut Scope<'_>, channel: ChannelId, who: &Participant) ->
     )?;
     messages::note_activity(scope, id, id)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_messages_of_a_place_are_found_without_sorting_it() {
+        let plan = row::plan(NEWEST, [1, 2]);
+        assert!(plan.contains("COVERING INDEX scd_message_places"), "{plan}");
+        assert!(plan.contains("USE TEMP B-TREE FOR LAST TERM OF ORDER BY"), "{plan}");
+    }
 }

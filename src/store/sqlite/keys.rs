@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, Row, params};
 
-use super::row::{self, Failure, Text, UNIQUE, constraints};
+use super::row::{self, FOREIGN_KEY, Failure, Text, UNIQUE, constraints};
 use super::users;
 use super::writer::Scope;
 use crate::ids::{SshKeyId, UserId};
@@ -27,7 +27,7 @@ fn insert(scope: &Scope<'_>, user: UserId, key: &NewSshKey) -> Result<SshKeyId, 
          VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         params![user.as_sql(), key.fingerprint, key.public_key, key.key_type, Text(&key.label), scope.now],
     )
-    .map_err(constraints(&[(UNIQUE, Refusal::SshKeyExists)]))?;
+    .map_err(constraints(&[(UNIQUE, Refusal::SshKeyExists), (FOREIGN_KEY, Refusal::UserNotFound)]))?;
     Ok(SshKeyId::from_sql(scope.conn.last_insert_rowid()))
 }
 

@@ -69,14 +69,28 @@ pub(super) fn unread(
     targets.iter().map(count).collect()
 }
 
+macro_rules! unread_in_channel {
+    ($($condition:expr),*) => {
+        concat!(
+            "SELECT count(*) FROM (
+                SELECT 1 FROM Message AS m INDEXED BY scd_message_places
+                WHERE COALESCE(m.subchannel_id, m.channel_id) = ?1 AND m.created_at > ?2 AND m.deleted_at IS NULL
+                  AND (?3 IS NULL OR m.author_user_id IS NOT ?3)",
+            $($condition,)*
+            " LIMIT ?4)"
+        )
+    };
+}
+
 /// Answered from the index alone.
-const UNREAD_IN_CHANNEL: &str = concat!(
-    "SELECT count(*) FROM (
-        SELECT 1 FROM Message AS m INDEXED BY scd_message_places
-        WHERE COALESCE(m.subchannel_id, m.channel_id) = ?1 AND m.created_at > ?2 AND m.deleted_at IS NULL
-          AND (?3 IS NULL OR m.author_user_id IS NOT ?3) AND ",
-    visible!("m.id", "?3", "?6", "?7"),
-    " LIMIT ?4)"
+const UNREAD_IN_CHANNEL: &str = unread_in_channel!();
+
+/// The same where something is hidden: what an admin answers below a hidden root is in no list either.
+const UNREAD_AND_VISIBLE: &str = unread_in_channel!(
+    " AND ",
+    visible!("m.id", "?3", "?5", "?6"),
+    " AND ",
+    visible!("m.thread_root_id", "?3", "?5", "?6")
 );
 
 /// A root of an old file may not know that it is its own.
@@ -89,13 +103,21 @@ const UNREAD_IN_THREAD: &str = concat!(
         WHERE COALESCE(m.subchannel_id, m.channel_id) = ?1 AND m.created_at > ?2
           AND (?3 IS NULL OR m.author_user_id IS NOT ?3) AND ",
     visible!("m.id", "?3", "?6", "?7"),
+    " AND ",
+    visible!("?5", "?3", "?6", "?7"),
     " LIMIT ?4)"
 );
 
 fn unread_in_channel(conn: &Connection, eyes: Eyes, channel: ChannelId, since: i64) -> rusqlite::Result<u32> {
-    let nothing = None::<i64>;
-    let params = params![channel.as_sql(), since, eyes.user, UNREAD_COUNT_MAX, nothing, eyes.session, eyes.now];
-    row::first(conn, UNREAD_IN_CHANNEL, params, as_count).map(Option::unwrap_or_default)
+    let channel = channel.as_sql();
+    let count = match eyes.now {
+        None => row::first(conn, UNREAD_IN_CHANNEL, params![channel, since, eyes.user, UNREAD_COUNT_MAX], as_count),
+        Some(now) => {
+            let params = params![channel, since, eyes.user, UNREAD_COUNT_MAX, eyes.session, now];
+            row::first(conn, UNREAD_AND_VISIBLE, params, as_count)
+        }
+    };
+    count.map(Option::unwrap_or_default)
 }
 
 fn unread_in_thread(
@@ -120,7 +142,7 @@ mod tests {
 
     #[test]
     fn counts_of_places_are_read_from_their_index_alone() {
-        let plan = plan(UNREAD_IN_CHANNEL, [1, 2, 3, 4, 5, 6, 7]);
+        let plan = plan(UNREAD_IN_CHANNEL, [1, 2, 3, 4]);
         assert!(plan.contains("COVERING INDEX scd_message_places (<expr>=? AND created_at>?"), "{plan}");
     }
 

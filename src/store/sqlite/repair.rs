@@ -56,7 +56,7 @@ UPDATE Message SET thread_root_id = COALESCE(
 WHERE id = ?1";
 
 /// Gives every DM without any participant those that have access to it, and returns how many were added: DMs made
-/// before migration 13 have none. Access of a user who no longer exists is passed over.
+/// before migration 13 have none. One that was left here stays left. Access of a user who no longer exists is passed over.
 ///
 /// # Errors
 /// Those of SQLite; nothing is added then.
@@ -71,6 +71,7 @@ pub fn fill_dm_participants(conn: &Connection) -> rusqlite::Result<usize> {
          JOIN User ON User.id = access.user_id
          WHERE Channel.is_dm = 1
            AND NOT EXISTS (SELECT 1 FROM ChannelParticipant AS present WHERE present.channel_id = Channel.id)
+           AND NOT EXISTS (SELECT 1 FROM scd_dm_former AS former WHERE former.channel_id = Channel.id)
          ORDER BY access.channel_id, access.user_id",
         [],
     )
@@ -195,9 +196,11 @@ mod tests {
         let conn = database(
             "INSERT INTO User (id, nickname, created_at, last_seen) VALUES (1, CAST(x'ff' AS TEXT), 1, 1), (2, 'bo', 1, 1);
              INSERT INTO Channel (id, name, display_name, is_dm, created_at) VALUES
-                 (10, 'dm_1_2', 'Direct Message', 1, 1), (11, 'dm_x', 'Direct Message', 1, 1), (12, 'open', '#open', 0, 1);
+                 (10, 'dm_1_2', 'Direct Message', 1, 1), (11, 'dm_x', 'Direct Message', 1, 1), (12, 'open', '#open', 0, 1),
+                 (13, 'dm_left', 'Direct Message', 1, 1);
              INSERT INTO ChannelAccess VALUES
-                 (10, 1, 1700000000123), (10, 2, 1700000000), (10, 404, 1), (11, 1, 5), (12, 1, 5), (404, 2, 5);
+                 (10, 1, 1700000000123), (10, 2, 1700000000), (10, 404, 1), (11, 1, 5), (12, 1, 5), (404, 2, 5), (13, 1, 5);
+             INSERT INTO scd_dm_former VALUES (13, 2, 'bo', 6);
              INSERT INTO ChannelParticipant (channel_id, user_id, nickname, joined_at) VALUES (11, 2, 'bo', 1)",
         );
         assert_eq!(fill_dm_participants(&conn).unwrap(), 2);

@@ -9,7 +9,7 @@ use super::row::{self, Failure, Text};
 use super::writer::Scope;
 use super::{admin, bans};
 use crate::ids::UserId;
-use crate::store::{Account, Answer, Event, Name, Refusal};
+use crate::store::{Account, Answer, Event, FLAG_ADMIN, Name, Refusal};
 
 pub(super) fn register(scope: &Scope<'_>, nickname: &Name, password_hash: &str, flags: u8) -> Result<Event, Failure> {
     if is_taken(scope.conn, nickname, None)? {
@@ -31,8 +31,15 @@ pub(super) fn sign_in(scope: &Scope<'_>, user: UserId, flags: u8) -> Result<Even
     Ok(Event::SignedIn { user, flags })
 }
 
-pub(super) fn rename(scope: &Scope<'_>, user: UserId, nickname: &Name, flags: u8) -> Result<Event, Failure> {
-    if is_taken(scope.conn, nickname, Some(user))? {
+pub(super) fn rename(
+    scope: &Scope<'_>,
+    user: UserId,
+    nickname: &Name,
+    flags: u8,
+    listed_as: Option<&Name>,
+) -> Result<Event, Failure> {
+    let is_for_admins = flags & FLAG_ADMIN != 0;
+    if is_taken(scope.conn, nickname, Some(user))? || is_for_admins && !is_admin(scope.conn, user, listed_as)? {
         return Err(Refusal::NicknameTaken.into());
     }
     if bans::refusing(scope.conn, None, Some(nickname), scope.now)?.is_some_and(|ban| !ban.shadow) {
@@ -81,6 +88,15 @@ fn found(rows: usize) -> Result<(), Refusal> {
     if rows == 0 { Err(Refusal::UserNotFound) } else { Ok(()) }
 }
 
+/// Whether the account is an admin, by a grant or by the name that the configuration lists.
+fn is_admin(conn: &Connection, user: UserId, listed_as: Option<&Name>) -> rusqlite::Result<bool> {
+    row::exists(
+        conn,
+        "SELECT 1 FROM scd_admin_grant WHERE user_id = ?1 UNION ALL SELECT 1 FROM User WHERE id = ?1 AND nickname = ?2",
+        params![user.as_sql(), listed_as.map(|name| Text(name))],
+    )
+}
+
 /// Whether a name, in any case of its letters (D-63), is that of an account or an alias not belonging to `own`.
 fn is_taken(conn: &Connection, nickname: &Name, own: Option<UserId>) -> rusqlite::Result<bool> {
     row::exists(
@@ -124,11 +140,16 @@ pub(super) fn by_id(conn: &Connection, user: UserId, now: i64) -> rusqlite::Resu
     Ok(Answer::Account { account, ban })
 }
 
+/// With the admin's flag where it was granted: the row's means nothing, see [`admin::settle_flags`].
 pub(super) fn list(conn: &Connection, limit: u16) -> rusqlite::Result<Vec<Account>> {
     row::all(
         conn,
-        &format!("SELECT id, nickname, user_flags, password_hash, {HAS_ALIAS} FROM User ORDER BY nickname LIMIT ?1"),
-        [limit],
+        &format!(
+            "SELECT id, nickname, (user_flags & ~?2) | CASE WHEN user_id IS NULL THEN 0 ELSE ?2 END, password_hash,
+                    {HAS_ALIAS}
+             FROM User LEFT JOIN scd_admin_grant ON user_id = id ORDER BY nickname LIMIT ?1"
+        ),
+        params![limit, FLAG_ADMIN],
         account,
     )
 }

@@ -470,7 +470,9 @@ fn perform(scope: &mut Scope<'_>, command: &Command) -> Result<Event, Failure> {
         Command::CreateChannel(new) => channels::create(scope, new),
         Command::Register { nickname, password_hash, flags } => users::register(scope, nickname, password_hash, *flags),
         Command::SignIn { user, flags } => users::sign_in(scope, *user, *flags),
-        Command::Rename { user, nickname, flags } => users::rename(scope, *user, nickname, *flags),
+        Command::Rename { user, nickname, flags, listed_as } => {
+            users::rename(scope, *user, nickname, *flags, listed_as.as_ref())
+        }
         Command::SetPassword { user, password_hash } => users::set_password(scope, *user, password_hash.as_deref()),
         Command::AddSshKey { user, key } => keys::add(scope, *user, key),
         Command::RelabelSshKey { user, key, label } => keys::relabel(scope, *user, *key, label),
@@ -486,7 +488,7 @@ fn perform(scope: &mut Scope<'_>, command: &Command) -> Result<Event, Failure> {
         Command::ListServer(found) => servers::list_found(scope, found),
         Command::ConfirmServer { address } => servers::confirm(scope, address),
         Command::Heartbeat(heartbeat) => servers::heartbeat(scope, heartbeat),
-        Command::ProvideKey { user, key } => dms::provide_key(scope, *user, key),
+        Command::ProvideKey { user, key, is_first } => dms::provide_key(scope, *user, key, *is_first),
         Command::AcceptDm { invite, by } => dms::accept(scope, *invite, by),
         Command::DeclineDm { invite, by } => dms::decline(scope, *invite, by),
         Command::LeaveDm { channel, leaver } => dms::leave(scope, *channel, leaver),

@@ -109,7 +109,7 @@ impl Rows {
                 self.account(user)?.flags = flags;
                 Ok(Event::SignedIn { user, flags })
             }
-            Command::Rename { user, nickname, flags } => {
+            Command::Rename { user, nickname, flags, .. } => {
                 if self.named(&nickname).is_some_and(|account| account.id != user) {
                     return Err(Refusal::NicknameTaken);
                 }
@@ -144,8 +144,11 @@ impl Rows {
                 let left = channels.into_iter().filter_map(|channel| self.leave_dm(channel, &visitor));
                 Ok(Event::VisitorForgotten { left: left.collect() })
             }
-            Command::ProvideKey { user, .. } => {
-                Ok(Event::KeyProvided { user, opened: Vec::new(), others: Vec::new(), is_changed: true })
+            Command::ProvideKey { user, key, .. } => {
+                let who =
+                    Participant { user: Some(user), session: None, nickname: self.account(user)?.nickname.clone() };
+                let own = Box::new(DmSide { who, key: Some(key) });
+                Ok(Event::KeyProvided { own, opened: Vec::new(), others: Vec::new(), is_changed: true })
             }
             #[allow(unreachable_patterns, reason = "a write this store does not know fails, as any store's may")]
             _ => Err(Refusal::Database),

@@ -125,6 +125,22 @@ fn a_banned_nickname_is_taken_from_visitors() {
 }
 
 #[test]
+fn a_former_name_that_is_banned_is_not_the_account_that_has_another_now() {
+    let server = governed();
+    let mut boss = boss(&server);
+    let mut ann = registered(&server, "ann");
+    assert_eq!(ann.ask(take("anna"), "NICKNAME_RESPONSE")["success"], true);
+    let mut spammer = server.client_named("ann");
+    banned(&mut boss, ban("ann"), "USER_BANNED", "User ann banned successfully");
+    assert_eq!(goodbye(&mut spammer), PERMANENT);
+    assert_eq!(rows(&server, "SELECT user_id, nickname FROM Ban"), [["NULL", "ann"]]);
+    posted(&mut ann, post(GENERAL, b"still here"));
+    banned(&mut boss, shadow("anna"), "USER_BANNED", "User anna banned successfully");
+    let lifted = boss.ask(unban("ann"), "USER_UNBANNED");
+    assert_eq!(lifted["message"], "User ann unbanned successfully (1 bans removed)");
+}
+
+#[test]
 fn a_ban_ends_by_the_clock_and_says_when() {
     let server = governed();
     let mut boss = boss(&server);

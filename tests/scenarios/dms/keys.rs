@@ -69,6 +69,19 @@ fn a_new_key_is_told_to_the_others_of_encrypted_conversations() {
 }
 
 #[test]
+fn an_account_cannot_change_its_key_all_the_time() {
+    let server = Server::start(limited());
+    let mut ann = with_key(&server, "ann", 0);
+    for byte in 1..30 {
+        // The same one again is no change.
+        provide(&mut ann, byte - 1);
+        provide(&mut ann, byte);
+    }
+    check_refused(&mut ann, [(public_key(99).into(), 5000, "Too many DM requests. Try again later.")]);
+    assert_eq!(rows(&server, "SELECT lower(hex(encryption_public_key)) FROM User"), [[shown_key(29)]]);
+}
+
+#[test]
 fn every_session_of_an_account_is_told() {
     let server = start();
     let mut bob = registered(&server, "bob");

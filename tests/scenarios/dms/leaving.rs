@@ -93,6 +93,27 @@ fn whoever_left_can_be_brought_back_into_the_same_conversation() {
 }
 
 #[test]
+fn a_key_is_not_told_to_whoever_left_and_still_shows_that_they_did() {
+    let server = start();
+    let mut ann = with_key(&server, "ann", 1);
+    let mut bob = with_key(&server, "bob", 2);
+    let channel = channel_in(&ann.ask(start_dm("bob", false), "DM_READY"));
+    bob.expect_broadcast("DM_READY");
+    leave_for_good(&mut ann, channel);
+    bob.expect_broadcast("DM_PARTICIPANT_LEFT");
+    ann.quiet();
+    let mut back = another_session(&server, "bob");
+    back.send(public_key(9));
+    check_fields(
+        &back.expect_broadcast("DM_READY"),
+        json!({ "channel_id": channel.0.to_string(), "is_encrypted": true }),
+    );
+    let left = back.expect_broadcast("DM_PARTICIPANT_LEFT");
+    check_fields(&left, json!({ "dm_channel_id": channel.0.to_string(), "nickname": "ann" }));
+    assert_eq!(heard_names(&mut ann), [""; 0], "she is no participant any more");
+}
+
+#[test]
 fn a_leaver_of_the_existing_server_can_come_back_too() {
     let server = start();
     let mut ann = registered(&server, "ann");
