@@ -263,10 +263,11 @@ fn run(
         in_force: &in_force,
         fatal,
     };
+    admin_password::reset(settings, &operator_parts.0, &operator_parts.1);
+    // Before the first client: whoever waited for the port finds the operator's socket, too.
+    let operator = start_operator(settings, environment, operator_parts);
     let mut ways_in = WaysIn::start(listeners, &inside)?;
     drop(inside);
-    admin_password::reset(settings, &operator_parts.0, &operator_parts.1);
-    let operator = start_operator(settings, environment, operator_parts);
     health.set_listening(true);
     info!("Server started on port {port}");
 

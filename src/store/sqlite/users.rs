@@ -111,7 +111,8 @@ fn is_taken(conn: &Connection, nickname: &Name, own: Option<UserId>) -> rusqlite
 /// Whether a former name still signs in to the account of the row.
 const HAS_ALIAS: &str = "EXISTS (SELECT 1 FROM scd_login_alias WHERE scd_login_alias.user_id = User.id)";
 
-/// An account by nickname, else by alias, and the ban that refuses it or the bare name.
+/// An account by nickname, else by alias, and the ban that refuses it, or without an account the bare name: a former name may
+/// be a visitor's, whose ban is no account's.
 pub(super) fn by_nickname(conn: &Connection, nickname: &Name, now: i64) -> rusqlite::Result<Answer> {
     let account = row::first(
         conn,
@@ -124,7 +125,7 @@ pub(super) fn by_nickname(conn: &Connection, nickname: &Name, now: i64) -> rusql
         [Text(nickname)],
         account,
     )?;
-    let ban = bans::refusing(conn, account.as_ref(), Some(nickname), now)?;
+    let ban = bans::refusing(conn, account.as_ref(), account.is_none().then_some(nickname), now)?;
     Ok(Answer::Account { account, ban })
 }
 

@@ -135,6 +135,8 @@ fn a_former_name_that_is_banned_is_not_the_account_that_has_another_now() {
     assert_eq!(goodbye(&mut spammer), PERMANENT);
     assert_eq!(rows(&server, "SELECT user_id, nickname FROM Ban"), [["NULL", "ann"]]);
     posted(&mut ann, post(GENERAL, b"still here"));
+    // Until it has a password of its present name, it signs in under the former one.
+    assert_eq!(sign_in(&mut server.client(), "ann", "ann")["nickname"], "anna");
     banned(&mut boss, shadow("anna"), "USER_BANNED", "User anna banned successfully");
     let lifted = boss.ask(unban("ann"), "USER_UNBANNED");
     assert_eq!(lifted["message"], "User ann unbanned successfully (1 bans removed)");
