@@ -571,6 +571,14 @@ fn greedy_and_slow_http_clients_cost_nobody_else_anything() {
 }
 
 #[test]
+fn a_proxy_may_hold_more_connections_than_an_address() {
+    let settings = Settings::new().set("limits", "exempt_networks", Vec::<&str>::new());
+    let doors = Doors::open(settings.set("server", "trusted_proxies", vec!["127.0.0.1"]));
+    let _quiet: Vec<_> = (0..64).map(|_| TcpStream::connect(doors.web).unwrap()).collect();
+    assert!(doors.get("/servers.json").starts_with("HTTP/1.1 200"));
+}
+
+#[test]
 fn a_page_in_a_browser_talks_with_everybody() {
     let mut doors = Doors::open(Settings::new());
     let mut browser = Browser::open();
