@@ -18,12 +18,11 @@ use crate::clock;
 use crate::desk::{Desk, DeskError};
 use crate::handlers::{auth, keys};
 use crate::ids::UserId;
-use crate::limits::party;
 use crate::log;
 use crate::metrics::{AuthMethod, AuthResult, Metrics};
 use crate::passwords;
 use crate::shard::KeyLogin;
-use crate::shard::rate::SlidingWindow;
+use crate::shard::rate::PartyWindow;
 use crate::shard::settings::InForce;
 use crate::store::{Account, Answer, Command, Event, NewSshKey, Query, Refusal, Store};
 use crate::text;
@@ -100,12 +99,12 @@ pub struct Login {
     desk: Arc<Desk>,
     metrics: Arc<Metrics>,
     settings: Arc<InForce>,
-    registrations: SlidingWindow<IpAddr>,
+    registrations: PartyWindow,
 }
 
 impl Login {
     pub fn new(store: Arc<dyn Store>, desk: Arc<Desk>, metrics: Arc<Metrics>, settings: Arc<InForce>) -> Self {
-        let registrations = SlidingWindow::new(Some(REGISTRATIONS_MAX), REGISTRATIONS_PERIOD_MS);
+        let registrations = PartyWindow::new(Some(REGISTRATIONS_MAX), REGISTRATIONS_PERIOD_MS);
         Self { store, desk, metrics, settings, registrations }
     }
 
@@ -218,7 +217,7 @@ impl Attempt<'_> {
             Ok(_) => return Err(self.refuse(AuthResult::Failed, "the database does not answer")),
             Err(error) => return Err(self.refuse_unanswered(error)),
         }
-        if !self.login.registrations.admit(party(self.address), clock::monotonic_ms()) {
+        if !self.login.registrations.admit(self.address, clock::monotonic_ms()) {
             warn!(target: "security", "SSH auto-register rate limit exceeded from {}", log::peer(self.address));
             return Err(self.refuse(AuthResult::Throttled, "auto-registration rate limit exceeded"));
         }
