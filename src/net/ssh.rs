@@ -10,12 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::{Buf as _, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use russh::keys::{PrivateKey, PublicKey};
 use russh::server::{self, Auth, ChannelOpenHandle, Config, Handler, Msg, Session, VerifiedPublicKey};
-use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, MethodKind, MethodSet, Pty, SshId};
+use russh::{
+    Channel, ChannelId, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, Disconnect, MethodKind, MethodSet, Pty, SshId,
+};
 use socket2::{SockRef, Socket};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
@@ -50,7 +52,7 @@ const WINDOW_BYTES: u32 = 128 * 1024;
 const WAITING_MAX: usize = 8;
 /// What a client may be ahead of its session: a frame of the longest, and requests that wait for their turn.
 const AHEAD_BYTES_MAX: usize = 2 * LENGTH_MAX as usize;
-/// Of each direction of a session.
+/// Taken from a session at once.
 const BUFFER_BYTES: usize = 8 * 1024;
 
 /// What the port needs.
@@ -248,34 +250,47 @@ impl Visitor {
     }
 }
 
-/// Both directions, until the session has ended and the client was told. A client that says nothing more is still answered.
+/// One channel, until its session has ended and the client was told.
 async fn carry(channel: Channel<Msg>, session: UnixStream) {
-    let (from_client, to_client) = tokio::io::split(channel.into_stream());
+    let (from_client, to_client) = channel.split();
+    if let Err(error) = carry_both(from_client, to_client.make_writer(), session).await {
+        debug!(%error, "an SSH session was cut");
+    }
+    if !matches!(timeout(FAREWELL, to_client.close()).await, Ok(Ok(()))) {
+        debug!("the client left before its channel was closed");
+    }
+}
+
+/// Both directions, until the session has ended. A client that says nothing more is still answered.
+async fn carry_both(
+    from_client: ChannelReadHalf,
+    to_client: impl AsyncWrite + Unpin,
+    session: UnixStream,
+) -> io::Result<()> {
     let (from_session, to_session) = session.into_split();
     let (mut inward, mut outward) = (pin!(carry_in(from_client, to_session)), pin!(carry_out(from_session, to_client)));
-    let ended = tokio::select! {
+    tokio::select! {
         ended = &mut outward => ended,
         ended = &mut inward => match ended {
             Ok(()) => outward.await,
             Err(error) => Err(error),
         },
-    };
-    if let Err(error) = ended {
-        debug!(%error, "an SSH session was cut");
     }
 }
 
 /// What the client says. The library stops everything of a connection, its answers too, while a channel does not take what
 /// comes for it; so this takes it, up to a bound, whatever the session does. A session that takes no more may still have
 /// something to say.
-async fn carry_in(mut from_client: impl AsyncRead + Unpin, mut to_session: OwnedWriteHalf) -> io::Result<()> {
-    let (mut chunk, mut waiting) = ([0; BUFFER_BYTES], BytesMut::new());
+async fn carry_in(mut from_client: ChannelReadHalf, mut to_session: OwnedWriteHalf) -> io::Result<()> {
+    let mut waiting = BytesMut::new();
     loop {
         tokio::select! {
-            count = from_client.read(&mut chunk) => match count? {
-                0 => break,
-                count if waiting.len() + count > AHEAD_BYTES_MAX => return Err(io::ErrorKind::QuotaExceeded.into()),
-                count => waiting.extend_from_slice(&chunk[..count]),
+            message = from_client.wait() => match said(message) {
+                None => break,
+                Some(data) if waiting.len() + data.len() > AHEAD_BYTES_MAX => {
+                    return Err(io::ErrorKind::QuotaExceeded.into());
+                }
+                Some(data) => waiting.extend_from_slice(&data),
             },
             taken = to_session.write(&waiting), if !waiting.is_empty() => match taken {
                 Ok(count) if count < waiting.len() => waiting.advance(count),
@@ -288,6 +303,16 @@ async fn carry_in(mut from_client: impl AsyncRead + Unpin, mut to_session: Owned
     // It may have ended first.
     let _taken = to_session.write_all(&waiting).await.and(to_session.shutdown().await);
     Ok(())
+}
+
+/// What a message of a client says to its session; `None` when it was the last. One that says nothing ends nothing.
+fn said(message: Option<ChannelMsg>) -> Option<Bytes> {
+    match message? {
+        ChannelMsg::Data { data } => Some(data),
+        ChannelMsg::Eof | ChannelMsg::Close => None,
+        // Such as what terminals ask for.
+        _ => Some(Bytes::new()),
+    }
 }
 
 async fn carry_out(mut from_session: OwnedReadHalf, mut to_client: impl AsyncWrite + Unpin) -> io::Result<()> {
@@ -393,5 +418,23 @@ impl Handler for Visitor {
         session: &mut Session,
     ) -> Result<(), Self::Error> {
         session.channel_failure(channel)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use russh::Sig;
+
+    use super::*;
+
+    #[test]
+    fn data_of_no_bytes_is_no_end() {
+        let data = |bytes: &'static [u8]| Some(ChannelMsg::Data { data: Bytes::from_static(bytes) });
+        assert_eq!(said(data(b"")), Some(Bytes::new()));
+        assert_eq!(said(data(b"words")), Some(Bytes::from_static(b"words")));
+        assert_eq!(said(Some(ChannelMsg::Signal { signal: Sig::INT })), Some(Bytes::new()));
+        for end in [Some(ChannelMsg::Eof), Some(ChannelMsg::Close), None] {
+            assert_eq!(said(end), None);
+        }
     }
 }
