@@ -144,13 +144,12 @@ async fn serve(site: Rc<Site>, stream: TcpStream, peer: SocketAddr) {
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let over = timeout(CONNECTION_TIMEOUT, connection).await;
-    drop(place);
     if !matches!(over, Ok(Ok(()))) {
         return debug!("a client of the public HTTP port was too slow, or left");
     }
     if let Some(Upgrade { connection, client }) = upgrade.take() {
         match connection.await {
-            Ok(connection) => websocket::serve(TokioIo::new(connection), client, &site.door).await,
+            Ok(connection) => websocket::serve(TokioIo::new(connection), client, &site.door, place).await,
             Err(error) => debug!(%error, "connection lost before it was served"),
         }
     }

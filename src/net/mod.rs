@@ -135,19 +135,26 @@ impl Gate {
         }
         open.total += 1;
         drop(open);
-        Ok(Admission { gate: Arc::clone(self), address, exempt })
+        Ok(Admission { gate: Some(Arc::clone(self)), address, exempt })
     }
 }
 
 /// A connection's place; given back when dropped.
 #[derive(Debug)]
 pub struct Admission {
-    gate: Arc<Gate>,
+    /// `None`: somebody else holds the place.
+    gate: Option<Arc<Gate>>,
     address: IpAddr,
     exempt: bool,
 }
 
 impl Admission {
+    /// What the session of a bridged connection gets. Whoever holds the socket keeps the place: that may take longer.
+    #[must_use]
+    pub fn behind_bridge(&self) -> Self {
+        Self { gate: None, address: self.address, exempt: self.exempt }
+    }
+
     /// The peer; IPv4 written as IPv6 is IPv4.
     #[must_use]
     pub fn address(&self) -> IpAddr {
@@ -163,7 +170,8 @@ impl Admission {
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        let mut open = self.gate.0.lock();
+        let Some(gate) = &self.gate else { return };
+        let mut open = gate.0.lock();
         open.total -= 1;
         if !self.exempt
             && let Some(here) = open.by_party.get_mut(&party(self.address))
@@ -192,6 +200,8 @@ mod tests {
         let exempt = gate.admit(ip("127.0.0.1")).unwrap();
         assert!(exempt.is_exempt());
         assert_eq!(gate.admit(ip("127.0.0.1")).unwrap_err(), Refusal::ServerFull);
+        drop(exempt.behind_bridge());
+        assert_eq!(gate.admit(ip("127.0.0.1")).unwrap_err(), Refusal::ServerFull, "the bridge has the place");
     }
 
     #[test]

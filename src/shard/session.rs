@@ -25,7 +25,7 @@ pub struct SessionKey(pub u32);
 #[derive(Debug)]
 pub struct Session {
     pub id: SessionId,
-    /// Holds the place that this connection takes in its address's limit.
+    /// From where it came, and the place that its connection takes in the limits, unless a bridge holds that.
     pub admission: Admission,
     pub version: PeerVersion,
     pub nickname: Option<Name>,
