@@ -129,7 +129,8 @@ impl Login {
         Ok(Identity { user, fingerprint: attempt.fingerprint })
     }
 
-    /// What a session begins with; `None` when the account is gone, was banned, or lost the key since it signed in.
+    /// Whom a session is to sign in; `None` when the account is gone, was banned, or lost the key since the connection
+    /// did.
     pub(super) async fn session(&self, identity: &Identity) -> Option<KeyLogin> {
         let Ok(Answer::Account { account: Some(account), ban }) = self.owner(&identity.fingerprint).await else {
             return None;
@@ -137,8 +138,7 @@ impl Login {
         if account.id != identity.user || ban.is_some_and(|ban| !ban.shadow) {
             return None;
         }
-        let flags = self.store_sign_in(&account, &identity.fingerprint).await.ok()?;
-        Some(KeyLogin { user: account.id, nickname: account.nickname, flags })
+        Some(KeyLogin { user: account.id, nickname: account.nickname, fingerprint: identity.fingerprint.clone() })
     }
 
     async fn owner(&self, fingerprint: &str) -> Result<Answer, DeskError> {
