@@ -279,7 +279,7 @@ settings! {
         /// Threads that hash passwords.
         password_threads: NonZeroUsize = nonzero!(NonZeroUsize, 2), PLAIN.at_most(64);
     }
-    /// What one client may do.
+    /// What one client may do. All addresses of an IPv6 /64 network count as one.
     limits: Limits {
         /// Sessions from one address at the same time. 0 = off.
         max_connections_per_ip: Option<NonZeroU8> = NonZeroU8::new(10), PLAIN.live();

@@ -6,9 +6,10 @@ use crate::clock;
 use crate::ids::UserId;
 use crate::limits::BAN_REASON_BYTES_MAX;
 use crate::metrics::{AuthMethod, AuthResult, RateLimit};
+use crate::net::CloseReason;
 use crate::passwords::{HashJob, HashOutcome};
 use crate::shard::roster::Repeat;
-use crate::shard::session::{SessionKey, SignedIn};
+use crate::shard::session::{Flight, SessionKey, SignedIn};
 use crate::shard::{KeyLogin, Shard};
 use crate::store::{Account, Answer, Ban, Command, Event, FLAG_ADMIN, Name, Query, Refusal};
 use crate::text;
@@ -243,11 +244,37 @@ fn signed_in(shard: &mut Shard, key: SessionKey, account: &Account, flags: u8) {
     welcome(shard, key, SignedIn { user: account.id, flags }, &account.nickname, &format!("Welcome back, {nickname}!"));
 }
 
-/// Whoever came with a key is signed in before the first request (BEHAVIOUR.md 1.8).
-pub fn came_by_key(shard: &mut Shard, key: SessionKey, login: &KeyLogin) {
-    shard.clients.session(key).busy().by_key = Some(login.user);
-    let text = format!("Authenticated via SSH as {}", lossy(&login.nickname));
-    welcome(shard, key, SignedIn { user: login.user, flags: login.flags }, &login.nickname, &text);
+/// Whoever came with a key is signed in before the first request (BEHAVIOUR.md 1.8). The session asks for it itself, so
+/// that what became of the account meanwhile is known by then, and what comes later finds the session.
+pub fn came_by_key(shard: &mut Shard, key: SessionKey, login: KeyLogin) {
+    let KeyLogin { user, nickname, fingerprint } = login;
+    let flags = shard.settings.flags_for(&nickname);
+    shard.submit(key, Command::SignInByKey { user, flags, fingerprint }, move |shard, key, result| match result {
+        Ok(Event::SignedIn { flags, .. }) => match shard.refusing_ban(Some(user), &nickname) {
+            Some(ban) => turn_away(shard, key, AuthResult::Banned, &ban_text(&ban)),
+            None => {
+                shard.clients.session(key).busy().by_key = Some(user);
+                let text = format!("Authenticated via SSH as {}", lossy(&nickname));
+                welcome(shard, key, SignedIn { user, flags }, &nickname, &text);
+            }
+        },
+        Err(Refusal::UserNotFound | Refusal::SshKeyNotFound) => {
+            turn_away(shard, key, AuthResult::Failed, "Your key does not sign in any more");
+        }
+        Ok(_) | Err(_) => turn_away(shard, key, AuthResult::Failed, "Database error"),
+    });
+    // A full queue: the session was told so, and is nobody else.
+    if matches!(shard.clients.session(key).flight, Flight::None) {
+        shard.disconnect(key, CloseReason::Kicked, BUSY);
+    }
+}
+
+/// Whoever came with a key came as that account, or not at all.
+fn turn_away(shard: &mut Shard, key: SessionKey, result: AuthResult, text: &str) {
+    shard.metrics.global().auth(AuthMethod::SshKey, result);
+    shard.reply(key, server::AuthResponse { outcome: Err(Failed { message: text.as_bytes() }) });
+    let reason = if result == AuthResult::Banned { CloseReason::Banned } else { CloseReason::Kicked };
+    shard.disconnect(key, reason, text);
 }
 
 /// The session is this account from now on, and everybody who may know it does.

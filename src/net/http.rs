@@ -144,13 +144,12 @@ async fn serve(site: Rc<Site>, stream: TcpStream, peer: SocketAddr) {
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let over = timeout(CONNECTION_TIMEOUT, connection).await;
-    drop(place);
     if !matches!(over, Ok(Ok(()))) {
         return debug!("a client of the public HTTP port was too slow, or left");
     }
     if let Some(Upgrade { connection, client }) = upgrade.take() {
         match connection.await {
-            Ok(connection) => websocket::serve(TokioIo::new(connection), client, &site.door).await,
+            Ok(connection) => websocket::serve(TokioIo::new(connection), client, &site.door, place).await,
             Err(error) => debug!(%error, "connection lost before it was served"),
         }
     }
@@ -284,13 +283,13 @@ fn asks_for_websocket(headers: &HeaderMap) -> bool {
 }
 
 /// The peer, or whom a trusted proxy names: the last in `X-Forwarded-For` that is not a trusted proxy itself. What stands
-/// before that anybody could have written.
+/// before that anybody could have written, in whatever bytes.
 fn client_address(peer: SocketAddr, headers: &HeaderMap, trusted: &[IpNet]) -> SocketAddr {
     let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(&address.to_canonical()));
-    let values = headers.get_all("X-Forwarded-For").into_iter().filter_map(|value| value.to_str().ok());
-    let named: Vec<_> = values.flat_map(|value| value.split(',')).map(str::trim).collect();
+    let values = headers.get_all("X-Forwarded-For").into_iter();
+    let named = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
     let mut client = peer;
-    for named in named.iter().rev() {
+    for named in named.rev() {
         if !is_trusted(client.ip()) {
             break;
         }
@@ -301,7 +300,8 @@ fn client_address(peer: SocketAddr, headers: &HeaderMap, trusted: &[IpNet]) -> S
 }
 
 /// `192.0.2.1`, `2001:db8::1`, and either with a port.
-fn forwarded(named: &str) -> Option<SocketAddr> {
+fn forwarded(named: &[u8]) -> Option<SocketAddr> {
+    let named = str::from_utf8(named).ok()?.trim();
     let bare = named.trim_start_matches('[').trim_end_matches(']');
     named.parse().ok().or_else(|| bare.parse().ok().map(|address: IpAddr| SocketAddr::new(address, 0)))
 }
@@ -336,11 +336,16 @@ mod tests {
             ("127.0.0.1:9", "[2001:db8::1]", "[2001:db8::1]:0"),
             ("127.0.0.1:9", "unknown", "127.0.0.1:9"),
             ("127.0.0.1:9", "203.0.113.7, nonsense", "127.0.0.1:9"),
+            ("127.0.0.1:9", "\u{ff}, 203.0.113.7", "203.0.113.7:0"),
+            ("127.0.0.1:9", "\u{ff}, 203.0.113.7, 10.0.0.3", "203.0.113.7:0"),
+            ("127.0.0.1:9", "203.0.113.7, \u{ff}", "127.0.0.1:9"),
             ("192.0.2.9:9", "203.0.113.7", "192.0.2.9:9"),
             ("[::ffff:127.0.0.1]:9", "203.0.113.7", "203.0.113.7:0"),
         ] {
             let mut headers = HeaderMap::new();
-            headers.insert("X-Forwarded-For", forwarded.parse().unwrap());
+            // Each character is one byte: a client may write what is no text.
+            let bytes: Vec<_> = forwarded.chars().map(|byte| u8::try_from(byte).unwrap()).collect();
+            headers.insert("X-Forwarded-For", HeaderValue::from_bytes(&bytes).unwrap());
             let found = client_address(peer.parse().unwrap(), &headers, &trusted);
             assert_eq!(found, client.parse().unwrap(), "{peer} {forwarded}");
         }

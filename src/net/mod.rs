@@ -19,6 +19,7 @@ use std::time::Duration;
 use foldhash::fast::RandomState;
 use ipnet::IpNet;
 
+use crate::limits::party;
 /// Why a session ended: one list for log line, metric label and goodbye.
 pub use crate::metrics::DisconnectReason as CloseReason;
 use crate::metrics::Rejection;
@@ -29,7 +30,7 @@ use crate::wire::ErrorCode;
 /// How long a client may take to hear that its session has ended: what is queued to be written, then the peer to close.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// Counts connections: in all and per address (BEHAVIOUR.md 1.10).
+/// Counts connections: in all and per [`party`] (BEHAVIOUR.md 1.10).
 #[derive(Debug)]
 pub struct Gate(Mutex<Open>);
 
@@ -40,7 +41,7 @@ struct Open {
     exempt: Vec<IpNet>,
     bans: Bans,
     total: u32,
-    by_address: HashMap<IpAddr, u32, RandomState>,
+    by_party: HashMap<IpAddr, u32, RandomState>,
 }
 
 /// Why a connection is turned away, in the shape every client understands.
@@ -126,7 +127,7 @@ impl Gate {
         if !exempt {
             // Counted without a limit, too: a reload may set one.
             let max = open.per_address_max.unwrap_or(u32::MAX);
-            let here = open.by_address.entry(address).or_default();
+            let here = open.by_party.entry(party(address)).or_default();
             if *here >= max {
                 return Err(Refusal::AddressLimit);
             }
@@ -134,19 +135,26 @@ impl Gate {
         }
         open.total += 1;
         drop(open);
-        Ok(Admission { gate: Arc::clone(self), address, exempt })
+        Ok(Admission { gate: Some(Arc::clone(self)), address, exempt })
     }
 }
 
 /// A connection's place; given back when dropped.
 #[derive(Debug)]
 pub struct Admission {
-    gate: Arc<Gate>,
+    /// `None`: somebody else holds the place.
+    gate: Option<Arc<Gate>>,
     address: IpAddr,
     exempt: bool,
 }
 
 impl Admission {
+    /// What the session of a bridged connection gets. Whoever holds the socket keeps the place: that may take longer.
+    #[must_use]
+    pub fn behind_bridge(&self) -> Self {
+        Self { gate: None, address: self.address, exempt: self.exempt }
+    }
+
     /// The peer; IPv4 written as IPv6 is IPv4.
     #[must_use]
     pub fn address(&self) -> IpAddr {
@@ -162,14 +170,15 @@ impl Admission {
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        let mut open = self.gate.0.lock();
+        let Some(gate) = &self.gate else { return };
+        let mut open = gate.0.lock();
         open.total -= 1;
         if !self.exempt
-            && let Some(here) = open.by_address.get_mut(&self.address)
+            && let Some(here) = open.by_party.get_mut(&party(self.address))
         {
             *here -= 1;
             if *here == 0 {
-                open.by_address.remove(&self.address);
+                open.by_party.remove(&party(self.address));
             }
         }
     }
@@ -191,6 +200,20 @@ mod tests {
         let exempt = gate.admit(ip("127.0.0.1")).unwrap();
         assert!(exempt.is_exempt());
         assert_eq!(gate.admit(ip("127.0.0.1")).unwrap_err(), Refusal::ServerFull);
+        drop(exempt.behind_bridge());
+        assert_eq!(gate.admit(ip("127.0.0.1")).unwrap_err(), Refusal::ServerFull, "the bridge has the place");
+    }
+
+    #[test]
+    fn a_network_of_ipv6_counts_as_one_and_is_exempt_by_address() {
+        let gate = Gate::new(Some(2), None, vec!["2001:db8::7/128".parse().unwrap()]);
+        let admit = |address: &str| gate.admit(address.parse().unwrap());
+        let inside = [admit("2001:db8::1").unwrap(), admit("2001:db8::2").unwrap()];
+        assert_eq!(admit("2001:db8::3").unwrap_err(), Refusal::AddressLimit);
+        assert!(admit("2001:db8::7").unwrap().is_exempt());
+        let elsewhere = admit("2001:db8:0:1::1").unwrap();
+        drop((inside, elsewhere));
+        assert!(gate.0.lock().by_party.is_empty(), "each is counted out as it was counted in");
     }
 
     #[test]
@@ -206,6 +229,6 @@ mod tests {
         assert!(gate.admit(address).unwrap().is_exempt());
         drop((inside, second));
         let open = gate.0.lock();
-        assert_eq!((open.total, open.by_address.len()), (0, 0), "each is counted out as it was counted in");
+        assert_eq!((open.total, open.by_party.len()), (0, 0), "each is counted out as it was counted in");
     }
 }

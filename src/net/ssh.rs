@@ -7,29 +7,31 @@ use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::{Buf as _, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use russh::keys::{PrivateKey, PublicKey};
 use russh::server::{self, Auth, ChannelOpenHandle, Config, Handler, Msg, Session, VerifiedPublicKey};
-use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, MethodKind, MethodSet, Pty, SshId};
+use russh::{
+    Channel, ChannelId, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, Disconnect, MethodKind, MethodSet, Pty, SshId,
+};
 use socket2::{SockRef, Socket};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tracing::debug;
 
 use super::door::Door;
 use super::port::Port;
 use super::ssh_login::{Identity, Login, Refused};
 use super::stream::{self, STALLED};
-use super::{Admission, FAREWELL};
+use super::{Admission, FAREWELL, Refusal};
 use crate::metrics::Transport;
 use crate::profile::tasks::{self, place};
+use crate::profile::waits::Mutex;
 use crate::wire::frame::LENGTH_MAX;
 
 /// Clients check the beginning (BEHAVIOUR.md 1.8).
@@ -45,12 +47,17 @@ const REFUSAL_TIME: Duration = Duration::from_millis(500);
 const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVES_MAX: usize = 3;
 
+/// Channels of one connection over its life. Each that the server closed first leaves some KB behind until the
+/// connection ends: the library forgets its number at once, and then takes the client's answer for one about a channel
+/// that never was.
+const OPENINGS_MAX: usize = 64;
+
 /// What a client may send into a channel ahead of its session, and the messages that may wait for it.
 const WINDOW_BYTES: u32 = 128 * 1024;
 const WAITING_MAX: usize = 8;
 /// What a client may be ahead of its session: a frame of the longest, and requests that wait for their turn.
 const AHEAD_BYTES_MAX: usize = 2 * LENGTH_MAX as usize;
-/// Of each direction of a session.
+/// Taken from a session at once.
 const BUFFER_BYTES: usize = 8 * 1024;
 
 /// What the port needs.
@@ -118,18 +125,19 @@ async fn serve(site: Arc<Site>, stream: TcpStream, peer: SocketAddr, place: Admi
     if let Err(error) = stream.set_nodelay(true) {
         return debug!(%error, "connection lost before it was served");
     }
+    // Lives longer than the socket, and with it the place.
+    let channels = Arc::new(Channels { open: watch::Sender::default(), own: Mutex::new(Some(place)) });
     let line = match SockRef::from(&stream).try_clone() {
         Ok(line) => Line(line),
         Err(error) => return debug!(%error, "connection lost before it was served"),
     };
-    let channels = Arc::new(Channels::default());
     let visitor =
-        Visitor { site: Arc::clone(&site), peer, place: Some(place), identity: None, channels: Arc::clone(&channels) };
+        Visitor { site: Arc::clone(&site), peer, identity: None, channels: Arc::clone(&channels), openings: 0 };
     let opening = async {
         let mut running = server::run_stream(Arc::clone(&site.config), stream, visitor).await?;
         tokio::select! {
             ended = &mut running => ended.and(Err(russh::Error::Disconnect)),
-            () = channels.opened.notified() => Ok(running),
+            () = channels.reach(|open| open > 0) => Ok(running),
         }
     };
     let mut running = match timeout(HANDSHAKE_TIMEOUT, opening).await {
@@ -172,46 +180,57 @@ fn log_end(ended: Result<(), russh::Error>) {
     }
 }
 
-/// The open channels of one connection.
-#[derive(Default)]
+/// The channels of one connection, and the places that they take: one of those that are open has the connection's own,
+/// each other one more.
 struct Channels {
-    open: AtomicUsize,
-    /// The first one is there.
-    opened: Notify,
-    /// The last one is gone.
-    ended: Notify,
+    /// How many are open, or about to be.
+    open: watch::Sender<usize>,
+    /// The connection's own place, while no channel has it.
+    own: Mutex<Option<Admission>>,
 }
 
 impl Channels {
+    async fn reach(&self, wanted: fn(usize) -> bool) {
+        let mut open = self.open.subscribe();
+        // Whoever sends lives as long as we do.
+        let _reached = open.wait_for(|open| wanted(*open)).await;
+    }
+
     /// Until there was none for long enough that the client could leave by itself: told to, OpenSSH drops what it has not
     /// written yet.
     async fn stay_closed(&self) {
         loop {
-            self.ended.notified().await;
-            sleep(FAREWELL).await;
-            if self.open.load(Ordering::Relaxed) == 0 {
+            self.reach(|open| open == 0).await;
+            if timeout(FAREWELL, self.reach(|open| open > 0)).await.is_err() {
                 return;
             }
         }
     }
+
+    /// A place for one more, and what its session gets of it.
+    fn admit(self: &Arc<Self>, door: &Door, peer: SocketAddr) -> Result<(Open, Admission), Refusal> {
+        let own = self.own.lock().take();
+        let place = own.map_or_else(|| door.admit(peer), Ok)?;
+        let admission = place.behind_bridge();
+        self.open.send_modify(|open| *open += 1);
+        Ok((Open { channels: Arc::clone(self), place: Some(place) }, admission))
+    }
 }
 
 /// One of them, until it is dropped.
-struct Open(Arc<Channels>);
-
-impl Open {
-    fn new(channels: &Arc<Channels>) -> Self {
-        channels.open.fetch_add(1, Ordering::Relaxed);
-        channels.opened.notify_one();
-        Self(Arc::clone(channels))
-    }
+struct Open {
+    channels: Arc<Channels>,
+    place: Option<Admission>,
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        if self.0.open.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.0.ended.notify_one();
+        let mut own = self.channels.own.lock();
+        if own.is_none() {
+            *own = self.place.take();
         }
+        drop(own);
+        self.channels.open.send_modify(|open| *open -= 1);
     }
 }
 
@@ -219,27 +238,28 @@ impl Drop for Open {
 struct Visitor {
     site: Arc<Site>,
     peer: SocketAddr,
-    /// Held for the connection, then for its first session.
-    place: Option<Admission>,
     identity: Option<Identity>,
     channels: Arc<Channels>,
+    /// Channels that were asked for.
+    openings: usize,
 }
 
 impl Visitor {
-    /// Makes a session of a channel.
+    /// Makes a session of a channel. What it may cost is known before the database is asked.
     async fn enter(&mut self, channel: Channel<Msg>) -> Result<(), ChannelOpenFailure> {
+        self.openings += 1;
+        if self.openings > OPENINGS_MAX {
+            return Err(ChannelOpenFailure::ResourceShortage);
+        }
+        let admitted = self.channels.admit(&self.site.door, self.peer);
+        let (open, admission) = admitted.map_err(|_| ChannelOpenFailure::ResourceShortage)?;
         let login = match &self.identity {
             Some(identity) => self.site.login.session(identity).await,
             None => None,
         };
         let login = login.ok_or(ChannelOpenFailure::AdministrativelyProhibited)?;
-        let place = match self.place.take() {
-            Some(place) => place,
-            None => self.site.door.admit(self.peer).map_err(|_| ChannelOpenFailure::ResourceShortage)?,
-        };
         let (session, bridged) = stream::pair().map_err(|_| ChannelOpenFailure::ResourceShortage)?;
-        self.site.door.enter(bridged, self.peer, place, Transport::Ssh, Some(login));
-        let open = Open::new(&self.channels);
+        self.site.door.enter(bridged, self.peer, admission, Transport::Ssh, Some(login));
         tasks::spawn(place!(), async move {
             let _open = open;
             carry(channel, session).await;
@@ -248,34 +268,47 @@ impl Visitor {
     }
 }
 
-/// Both directions, until the session has ended and the client was told. A client that says nothing more is still answered.
+/// One channel, until its session has ended and the client was told.
 async fn carry(channel: Channel<Msg>, session: UnixStream) {
-    let (from_client, to_client) = tokio::io::split(channel.into_stream());
+    let (from_client, to_client) = channel.split();
+    if let Err(error) = carry_both(from_client, to_client.make_writer(), session).await {
+        debug!(%error, "an SSH session was cut");
+    }
+    if !matches!(timeout(FAREWELL, to_client.close()).await, Ok(Ok(()))) {
+        debug!("the client left before its channel was closed");
+    }
+}
+
+/// Both directions, until the session has ended. A client that says nothing more is still answered.
+async fn carry_both(
+    from_client: ChannelReadHalf,
+    to_client: impl AsyncWrite + Unpin,
+    session: UnixStream,
+) -> io::Result<()> {
     let (from_session, to_session) = session.into_split();
     let (mut inward, mut outward) = (pin!(carry_in(from_client, to_session)), pin!(carry_out(from_session, to_client)));
-    let ended = tokio::select! {
+    tokio::select! {
         ended = &mut outward => ended,
         ended = &mut inward => match ended {
             Ok(()) => outward.await,
             Err(error) => Err(error),
         },
-    };
-    if let Err(error) = ended {
-        debug!(%error, "an SSH session was cut");
     }
 }
 
 /// What the client says. The library stops everything of a connection, its answers too, while a channel does not take what
 /// comes for it; so this takes it, up to a bound, whatever the session does. A session that takes no more may still have
 /// something to say.
-async fn carry_in(mut from_client: impl AsyncRead + Unpin, mut to_session: OwnedWriteHalf) -> io::Result<()> {
-    let (mut chunk, mut waiting) = ([0; BUFFER_BYTES], BytesMut::new());
+async fn carry_in(mut from_client: ChannelReadHalf, mut to_session: OwnedWriteHalf) -> io::Result<()> {
+    let mut waiting = BytesMut::new();
     loop {
         tokio::select! {
-            count = from_client.read(&mut chunk) => match count? {
-                0 => break,
-                count if waiting.len() + count > AHEAD_BYTES_MAX => return Err(io::ErrorKind::QuotaExceeded.into()),
-                count => waiting.extend_from_slice(&chunk[..count]),
+            message = from_client.wait() => match said(message) {
+                None => break,
+                Some(data) if waiting.len() + data.len() > AHEAD_BYTES_MAX => {
+                    return Err(io::ErrorKind::QuotaExceeded.into());
+                }
+                Some(data) => waiting.extend_from_slice(&data),
             },
             taken = to_session.write(&waiting), if !waiting.is_empty() => match taken {
                 Ok(count) if count < waiting.len() => waiting.advance(count),
@@ -288,6 +321,16 @@ async fn carry_in(mut from_client: impl AsyncRead + Unpin, mut to_session: Owned
     // It may have ended first.
     let _taken = to_session.write_all(&waiting).await.and(to_session.shutdown().await);
     Ok(())
+}
+
+/// What a message of a client says to its session; `None` when it was the last. One that says nothing ends nothing.
+fn said(message: Option<ChannelMsg>) -> Option<Bytes> {
+    match message? {
+        ChannelMsg::Data { data } => Some(data),
+        ChannelMsg::Eof | ChannelMsg::Close => None,
+        // Such as what terminals ask for.
+        _ => Some(Bytes::new()),
+    }
 }
 
 async fn carry_out(mut from_session: OwnedReadHalf, mut to_client: impl AsyncWrite + Unpin) -> io::Result<()> {
@@ -393,5 +436,23 @@ impl Handler for Visitor {
         session: &mut Session,
     ) -> Result<(), Self::Error> {
         session.channel_failure(channel)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use russh::Sig;
+
+    use super::*;
+
+    #[test]
+    fn data_of_no_bytes_is_no_end() {
+        let data = |bytes: &'static [u8]| Some(ChannelMsg::Data { data: Bytes::from_static(bytes) });
+        assert_eq!(said(data(b"")), Some(Bytes::new()));
+        assert_eq!(said(data(b"words")), Some(Bytes::from_static(b"words")));
+        assert_eq!(said(Some(ChannelMsg::Signal { signal: Sig::INT })), Some(Bytes::new()));
+        for end in [Some(ChannelMsg::Eof), Some(ChannelMsg::Close), None] {
+            assert_eq!(said(end), None);
+        }
     }
 }

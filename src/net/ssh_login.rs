@@ -18,12 +18,11 @@ use crate::clock;
 use crate::desk::{Desk, DeskError};
 use crate::handlers::{auth, keys};
 use crate::ids::UserId;
-use crate::limits::party;
 use crate::log;
 use crate::metrics::{AuthMethod, AuthResult, Metrics};
 use crate::passwords;
 use crate::shard::KeyLogin;
-use crate::shard::rate::SlidingWindow;
+use crate::shard::rate::PartyWindow;
 use crate::shard::settings::InForce;
 use crate::store::{Account, Answer, Command, Event, NewSshKey, Query, Refusal, Store};
 use crate::text;
@@ -100,12 +99,12 @@ pub struct Login {
     desk: Arc<Desk>,
     metrics: Arc<Metrics>,
     settings: Arc<InForce>,
-    registrations: SlidingWindow<IpAddr>,
+    registrations: PartyWindow,
 }
 
 impl Login {
     pub fn new(store: Arc<dyn Store>, desk: Arc<Desk>, metrics: Arc<Metrics>, settings: Arc<InForce>) -> Self {
-        let registrations = SlidingWindow::new(Some(REGISTRATIONS_MAX), REGISTRATIONS_PERIOD_MS);
+        let registrations = PartyWindow::new(Some(REGISTRATIONS_MAX), REGISTRATIONS_PERIOD_MS);
         Self { store, desk, metrics, settings, registrations }
     }
 
@@ -130,7 +129,8 @@ impl Login {
         Ok(Identity { user, fingerprint: attempt.fingerprint })
     }
 
-    /// What a session begins with; `None` when the account is gone, was banned, or lost the key since it signed in.
+    /// Whom a session is to sign in; `None` when the account is gone, was banned, or lost the key since the connection
+    /// did.
     pub(super) async fn session(&self, identity: &Identity) -> Option<KeyLogin> {
         let Ok(Answer::Account { account: Some(account), ban }) = self.owner(&identity.fingerprint).await else {
             return None;
@@ -138,8 +138,7 @@ impl Login {
         if account.id != identity.user || ban.is_some_and(|ban| !ban.shadow) {
             return None;
         }
-        let flags = self.store_sign_in(&account, &identity.fingerprint).await.ok()?;
-        Some(KeyLogin { user: account.id, nickname: account.nickname, flags })
+        Some(KeyLogin { user: account.id, nickname: account.nickname, fingerprint: identity.fingerprint.clone() })
     }
 
     async fn owner(&self, fingerprint: &str) -> Result<Answer, DeskError> {
@@ -218,7 +217,7 @@ impl Attempt<'_> {
             Ok(_) => return Err(self.refuse(AuthResult::Failed, "the database does not answer")),
             Err(error) => return Err(self.refuse_unanswered(error)),
         }
-        if !self.login.registrations.admit(party(self.address), clock::monotonic_ms()) {
+        if !self.login.registrations.admit(self.address, clock::monotonic_ms()) {
             warn!(target: "security", "SSH auto-register rate limit exceeded from {}", log::peer(self.address));
             return Err(self.refuse(AuthResult::Throttled, "auto-registration rate limit exceeded"));
         }

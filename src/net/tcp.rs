@@ -200,7 +200,7 @@ impl Core {
         self.see_off_departed();
         let mut stream = accepted.stream;
         let mut shard = self.shard.borrow_mut();
-        let key = shard.connect(accepted.session, accepted.admission, accepted.login.as_ref());
+        let key = shard.connect(accepted.session, accepted.admission, accepted.login);
         // A fresh socket takes SERVER_CONFIG at once, before it is registered anywhere.
         shard.flush_one(key, |_, slices| stream.write_vectored(slices), |_| {});
         match Stream::try_from(stream) {

@@ -19,9 +19,9 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message};
 use tracing::{debug, error};
 
-use super::FAREWELL;
 use super::door::Door;
 use super::stream::{self, STALLED};
+use super::{Admission, FAREWELL};
 use crate::metrics::Transport;
 use crate::wire::frame::{self, LENGTH_MAX};
 
@@ -31,15 +31,22 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// Longest message from a client: a whole frame in one piece.
 const MESSAGE_BYTES_MAX: usize = 4 + LENGTH_MAX as usize;
 
-/// Serves one upgraded connection until both sides are done.
-pub(super) async fn serve(connection: impl AsyncRead + AsyncWrite + Unpin, peer: SocketAddr, door: &Door) {
+/// Serves one upgraded connection until both sides are done. It keeps its place on the port until it has one as a
+/// session.
+pub(super) async fn serve(
+    connection: impl AsyncRead + AsyncWrite + Unpin,
+    peer: SocketAddr,
+    door: &Door,
+    port_place: Admission,
+) {
     let mut client = WebSocketStream::from_raw_socket(connection, Role::Server, Some(config())).await;
     let outcome = match door.admit(peer) {
-        Ok(admission) => match stream::pair() {
+        Ok(place) => match stream::pair() {
             Ok((session, bridged)) => {
-                door.enter(bridged, peer, admission, Transport::Websocket, None);
+                drop(port_place);
+                door.enter(bridged, peer, place.behind_bridge(), Transport::Websocket, None);
                 carry(client, session).await;
-                return;
+                return drop(place);
             }
             Err(error) => {
                 error!(%error, "cannot bridge a connection");

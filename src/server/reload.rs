@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use tracing::{error, info, warn};
 
-use super::settings::{chat_settings, door_limits, log_ip, metrics_token};
+use super::settings::{chat_settings, door_limits, http_limits, log_ip, metrics_token};
 use crate::admin::BearerToken;
 use crate::config::{self, ConfigError, Entry, Environment, Flags, Loaded, Reloaded, Settings};
 use crate::log::Logging;
-use crate::net::{Gate, http};
+use crate::net::Gate;
 use crate::shard::settings::InForce;
 use crate::shard::{Bus, Rates, ShardEvent};
 
@@ -71,7 +71,7 @@ impl<'a> Reloader<'a> {
         let chat = Arc::new(chat_settings(settings, running.port));
         let (per_address_max, total_max, exempt) = door_limits(settings);
         running.gate.set_limits(per_address_max, total_max, exempt);
-        let (per_address_max, total_max, exempt) = http::limits(settings.limits.exempt_networks.clone());
+        let (per_address_max, total_max, exempt) = http_limits(settings);
         running.http_gate.set_limits(per_address_max, total_max, exempt);
         running.rates.configure(&chat);
         running.chat.replace(Arc::clone(&chat));

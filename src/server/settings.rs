@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use crate::config::{self, Environment, Loaded, Settings};
 use crate::errors::{self, DsnError};
 use crate::log::{self, LogOptions};
+use crate::net::http;
 use crate::shard::ChatSettings;
 use crate::shard::settings::DirectoryEntry;
 use crate::wire::server::ServerConfig;
@@ -65,6 +66,11 @@ pub(super) fn door_limits(settings: &Settings) -> (Option<u32>, Option<u32>, Vec
     let limits = &settings.limits;
     let per_address_max = limits.max_connections_per_ip.map(|limit| limit.get().into());
     (per_address_max, settings.discovery.max_users.map(std::num::NonZero::get), limits.exempt_networks.clone())
+}
+
+/// What the public HTTP port needs of it. Whoever is behind a proxy comes from the proxy's address.
+pub(super) fn http_limits(settings: &Settings) -> (Option<u32>, Option<u32>, Vec<IpNet>) {
+    http::limits([&settings.limits.exempt_networks[..], &settings.server.trusted_proxies[..]].concat())
 }
 
 /// What shards need of the configuration; `port` is where clients reach the server.

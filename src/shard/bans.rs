@@ -151,7 +151,7 @@ impl Shard {
         let text = channel_deleted_text(name);
         let deleted = server::ChannelDeleted { success: true, channel_id: channel, message: text.as_bytes() };
         let mut frame = Broadcast::new(deleted);
-        for key in self.clients.keys().collect::<Vec<_>>() {
+        for key in self.clients.everybody() {
             if Some(key) != asker {
                 self.clients.send(key, &mut frame);
             }

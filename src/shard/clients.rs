@@ -5,7 +5,7 @@ use tracing::warn;
 
 use super::Cells;
 use super::outbox::{Broadcast, Encoder, Segment};
-use super::session::{Session, SessionKey};
+use super::session::{PresenceGate, Session, SessionKey};
 use crate::ids::SessionId;
 use crate::store::Audience;
 
@@ -49,6 +49,12 @@ impl Clients {
 
     pub fn keys(&self) -> impl Iterator<Item = SessionKey> {
         self.sessions.iter().map(|(key, _)| key_of(key))
+    }
+
+    /// Whom everything concerns that is for everybody.
+    pub(super) fn everybody(&self) -> Vec<SessionKey> {
+        let listening = self.sessions.iter().filter(|(_, session)| session.presence != PresenceGate::SigningIn);
+        listening.map(|(key, _)| key_of(key)).collect()
     }
 
     /// Every place with who holds it.

@@ -91,12 +91,12 @@ pub struct Accepted {
     pub login: Option<KeyLogin>,
 }
 
-/// The account whose SSH key opened a connection, with the flags it has from now on.
+/// Whose SSH key opened a connection. Whether that still holds is seen when the session signs in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyLogin {
     pub user: UserId,
     pub nickname: Name,
-    pub flags: u8,
+    pub fingerprint: Box<str>,
 }
 
 #[derive(Debug)]

@@ -44,7 +44,7 @@ pub use rate::Rates;
 use request::Request;
 pub use roster::Person;
 use roster::{PeerChange, Repeat, Roster};
-use session::{Flight, Posts, Session, SessionKey, Waiting};
+use session::{Flight, Posts, PresenceGate, Session, SessionKey, Waiting};
 pub use settings::ChatSettings;
 use topics::Topics;
 
@@ -225,7 +225,7 @@ impl Shard {
     /// A connection was admitted: SERVER_CONFIG is its first frame (BEHAVIOUR.md 1.2), AUTH_RESPONSE the second of whoever
     /// came with a key. Its key may be that of an earlier
     /// session, so the driver lets go of those that ended ([`Self::take_departed`]) first.
-    pub fn connect(&mut self, id: SessionId, admission: Admission, login: Option<&KeyLogin>) -> SessionKey {
+    pub fn connect(&mut self, id: SessionId, admission: Admission, login: Option<KeyLogin>) -> SessionKey {
         let session = Session::new(id, admission, self.now.mono, self.roster.version());
         let key = key_of(self.clients.sessions.insert(Box::new(session)));
         self.metrics.session_opened();
@@ -237,6 +237,9 @@ impl Shard {
         if self.meet_bans(key)
             && let Some(login) = login
         {
+            self.clients.session(key).presence = PresenceGate::SigningIn;
+            // No frame asked for it.
+            let _context = self.begin(key, 0);
             handlers::auth::came_by_key(self, key, login);
         }
         key
@@ -332,7 +335,7 @@ impl Shard {
             ShardEvent::Peers(changes) => changes.iter().for_each(|change| self.apply_peer(change)),
             ShardEvent::Committed(commit) => commit.iter().for_each(|(outcome, tally)| self.outcome(outcome, tally)),
             ShardEvent::Accepted(accepted) => {
-                self.connect(accepted.session, accepted.admission, accepted.login.as_ref());
+                self.connect(accepted.session, accepted.admission, accepted.login);
             }
             ShardEvent::Survey(reply) => self.survey(&reply),
             ShardEvent::Configure(settings) => self.configure(settings),

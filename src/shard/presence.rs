@@ -155,7 +155,7 @@ impl Shard {
             if gate == Some(PresenceGate::Open) {
                 self.clients.push_run(key, &changes.arrived);
             }
-            if !matches!(gate, None | Some(PresenceGate::Held { .. })) {
+            if gate.is_some_and(PresenceGate::hears_of_others) {
                 self.clients.push_run(key, &changes.gone);
             }
         }
@@ -201,7 +201,7 @@ impl Shard {
                     changed.for_each(|(id, person)| run.add(&mut self.clients.encoder, id, person, true));
                     self.clients.push_run(*key, &run);
                 }
-                PresenceGate::Held { .. } | PresenceGate::Open => {}
+                PresenceGate::SigningIn | PresenceGate::Held { .. } | PresenceGate::Open => {}
             }
         }
     }
@@ -253,7 +253,7 @@ impl Clients {
     }
 
     fn hears_presence(&self, key: SessionKey) -> bool {
-        self.get(key).is_some_and(|session| !matches!(session.presence, PresenceGate::Held { .. }))
+        self.get(key).is_some_and(|session| session.presence.hears_of_others())
     }
 }
 

@@ -137,7 +137,7 @@ impl Shard {
             Some(_) => subchannel_created_text(&channel.name),
         };
         let mut frame = Broadcast::new(created(channel, self.settings.archive_flag(channel), &text));
-        for key in self.clients.keys().collect::<Vec<_>>() {
+        for key in self.clients.everybody() {
             if Some(key) != author {
                 self.clients.send(key, &mut frame);
             }

@@ -9,6 +9,7 @@ use foldhash::fast::RandomState;
 
 use super::ChatSettings;
 use crate::ids::{SessionId, UserId};
+use crate::limits::party;
 use crate::profile::waits::Mutex;
 
 /// Requests of one session: refilled at `rate` a second, bursts of twice that.
@@ -125,18 +126,45 @@ impl Count {
     }
 }
 
+/// A window for addresses: those of one [`party`] count as one.
+#[derive(Debug)]
+pub struct PartyWindow(SlidingWindow<IpAddr>);
+
+impl PartyWindow {
+    /// As [`SlidingWindow::new`].
+    #[must_use]
+    pub fn new(limit: Option<u32>, period_ms: u64) -> Self {
+        Self(SlidingWindow::new(limit, period_ms))
+    }
+
+    /// As [`SlidingWindow::set_limit`].
+    pub fn set_limit(&self, limit: Option<u32>) {
+        self.0.set_limit(limit);
+    }
+
+    /// As [`SlidingWindow::would_admit`].
+    pub fn would_admit(&self, address: IpAddr, now: u64) -> bool {
+        self.0.would_admit(&party(address), now)
+    }
+
+    /// As [`SlidingWindow::admit`].
+    pub fn admit(&self, address: IpAddr, now: u64) -> bool {
+        self.0.admit(party(address), now)
+    }
+}
+
 /// Rates that count across shards.
 #[derive(Debug)]
 pub struct Rates {
     pub messages_by_user: SlidingWindow<UserId>,
     pub messages_by_session: SlidingWindow<SessionId>,
-    pub messages_by_address: SlidingWindow<IpAddr>,
+    pub messages_by_address: PartyWindow,
     pub channels_by_user: SlidingWindow<UserId>,
     pub dms_by_user: SlidingWindow<UserId>,
     pub dms_by_session: SlidingWindow<SessionId>,
-    pub dms_by_address: SlidingWindow<IpAddr>,
+    pub dms_by_address: PartyWindow,
     pub key_changes_by_user: SlidingWindow<UserId>,
-    pub auth_by_address: SlidingWindow<IpAddr>,
+    pub auth_by_address: PartyWindow,
     pub auth_by_account: SlidingWindow<Box<[u8]>>,
     pub registrations_by_address: SlidingWindow<IpAddr>,
     pub heartbeats_by_address: SlidingWindow<IpAddr>,
@@ -161,13 +189,13 @@ impl Rates {
         let rates = Self {
             messages_by_user: SlidingWindow::new(None, Self::MINUTE_MS),
             messages_by_session: SlidingWindow::new(None, Self::MINUTE_MS),
-            messages_by_address: SlidingWindow::new(None, Self::MINUTE_MS),
+            messages_by_address: PartyWindow::new(None, Self::MINUTE_MS),
             channels_by_user: SlidingWindow::new(None, Self::HOUR_MS),
             dms_by_user: SlidingWindow::new(None, Self::HOUR_MS),
             dms_by_session: SlidingWindow::new(None, Self::HOUR_MS),
-            dms_by_address: SlidingWindow::new(None, Self::HOUR_MS),
+            dms_by_address: PartyWindow::new(None, Self::HOUR_MS),
             key_changes_by_user: SlidingWindow::new(Some(KEY_CHANGES_MAX), Self::HOUR_MS),
-            auth_by_address: SlidingWindow::new(None, Self::MINUTE_MS),
+            auth_by_address: PartyWindow::new(None, Self::MINUTE_MS),
             auth_by_account: SlidingWindow::new(None, Self::MINUTE_MS),
             registrations_by_address: SlidingWindow::new(Some(REGISTRATIONS_MAX), Self::HOUR_MS),
             heartbeats_by_address: SlidingWindow::new(Some(HEARTBEATS_MAX), Self::HOUR_MS),
@@ -197,7 +225,7 @@ impl Rates {
     /// address may sit many people who all have to sign in again.
     pub fn admit_sign_in(&self, address: IpAddr, account: &[u8], now: u64, returning: bool) -> bool {
         let by_address = match returning {
-            true => self.auth_by_address.would_admit(&address, now),
+            true => self.auth_by_address.would_admit(address, now),
             false => self.auth_by_address.admit(address, now),
         };
         by_address && self.auth_by_account.admit(account.into(), now)
@@ -245,6 +273,17 @@ mod tests {
         assert!(window.admit("a", 20));
         window.set_limit(Some(3));
         assert!(!window.would_admit(&"a", 30) && !window.admit("a", 30));
+    }
+
+    #[test]
+    fn one_customer_has_one_window_whatever_the_address() {
+        let window = PartyWindow::new(Some(2), 60_000);
+        let admitted = |address: &str| window.admit(address.parse().unwrap(), 0);
+        assert!(admitted("2001:db8::1") && admitted("2001:db8::2") && !admitted("2001:db8::3:0:0:1"));
+        assert!(!window.would_admit("2001:db8::4".parse().unwrap(), 0));
+        assert!(admitted("2001:db8:0:1::1"), "the next network is another customer's");
+        assert!(admitted("192.0.2.1") && admitted("192.0.2.1") && admitted("192.0.2.2"));
+        assert!(!admitted("::ffff:192.0.2.1"));
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub struct SessionKey(pub u32);
 #[derive(Debug)]
 pub struct Session {
     pub id: SessionId,
-    /// Holds the place that this connection takes in its address's limit.
+    /// From where it came, and the place that its connection takes in the limits, unless a bridge holds that.
     pub admission: Admission,
     pub version: PeerVersion,
     pub nickname: Option<Name>,
@@ -63,6 +63,8 @@ pub struct SignedIn {
 /// Presence is held back until the first request has been answered (BEHAVIOUR.md 3.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PresenceGate {
+    /// It came with a key, and AUTH_RESPONSE is the next frame it gets: it hears of nothing at all.
+    SigningIn,
     /// Nothing yet; the roster's version at connecting.
     Held {
         since: u64,
@@ -74,6 +76,14 @@ pub enum PresenceGate {
     /// The next tick sends the whole roster: a nickname was set, or somebody signed in.
     Snapshot,
     Open,
+}
+
+impl PresenceGate {
+    /// Whether the session is past the first request.
+    #[must_use]
+    pub fn hears_of_others(self) -> bool {
+        !matches!(self, Self::SigningIn | Self::Held { .. })
+    }
 }
 
 /// Requests whose answer is not there yet. Answers keep the order of requests, so only posts, which the writer keeps in

@@ -6,7 +6,7 @@ use superchat::ids::MessageId;
 use superchat::wire::client::{DeleteMessage, GetUserInfo};
 
 use crate::steps::*;
-use crate::support::{Server, Settings, clock};
+use crate::support::{Server, clock};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -21,32 +21,10 @@ fn age(server: &Server, messages: &[(MessageId, i64)]) {
     }
 }
 
-/// Rows that every clean-up takes, whatever happens to messages: once they are gone, the one of messages is next.
-fn leave_a_mark(server: &Server) {
-    operator(server)
-        .execute_batch(
-            "INSERT OR REPLACE INTO DMInvite (id, initiator_session_id, target_session_id, created_at)
-             VALUES (1, 1, 2, 1000)",
-        )
-        .unwrap();
-}
-
-fn await_clean_up(server: &Server) {
-    let gone = || (rows(server, "SELECT count(*) FROM DMInvite").concat() == ["0"]).then_some(());
-    clock::poll(PATIENCE, gone).expect("no clean-up ran");
-}
-
-/// Starts a stopped server with `settings` and waits until the first clean-up has come as far as messages, and a little
-/// further.
-fn go_on(server: &mut Server, settings: Settings) {
-    leave_a_mark(server);
-    server.reconfigure(settings);
-    server.resume();
-    await_clean_up(server);
-    let mut client = server.client_named("afterwards");
-    for _ in 0..50 {
-        posted(&mut client, post(TECH, b"x"));
-    }
+/// As old as they get.
+fn leave_an_invitation(server: &Server) {
+    let invitation = "INSERT INTO DMInvite (initiator_session_id, target_session_id, created_at) VALUES (1, 2, 1000)";
+    operator(server).execute(invitation, []).unwrap();
 }
 
 fn left(server: &Server) -> Vec<String> {
@@ -108,8 +86,20 @@ fn nothing_goes_where_the_operator_said_so() {
     let old = posted(&mut server.client_named("alice"), post(GENERAL, b"old root"));
     server.stop();
     age(&server, &[(old, 9999)]);
-    go_on(&mut server, settings().set("retention", "enforce", false));
+    leave_an_invitation(&server);
+    // Every round begins with the repair of such a message.
+    let unrooted = "INSERT INTO Message (channel_id, author_nickname, content, created_at) VALUES (3, 'x', 'x', 1)";
+    operator(&server).execute(unrooted, []).unwrap();
+    server.reconfigure(settings().set("retention", "enforce", false));
+    server.resume();
+    let unrooted = "SELECT count(*) FROM Message WHERE thread_root_id IS NULL";
+    clock::poll(PATIENCE, || (rows(&server, unrooted).concat() == ["0"]).then_some(())).expect("no round began");
+    let mut client = server.client_named("afterwards");
+    for _ in 0..50 {
+        posted(&mut client, post(TECH, b"x"));
+    }
     assert_eq!(left(&server), ["old root"]);
+    assert_eq!(rows(&server, "SELECT count(*) FROM DMInvite").concat(), ["1"]);
 }
 
 #[test]
@@ -123,7 +113,7 @@ fn a_file_of_another_server_keeps_everything_until_the_operator_agrees() {
     age(&server, &[(old, 9999)]);
     forget_who_made_it(&server);
 
-    leave_a_mark(&server);
+    leave_an_invitation(&server);
     // The announcement is the last thing that a first round does.
     let kept = "rows have outlived their time, but nothing is removed; set [retention] enforce to true to have it done";
     server.resume();

@@ -1,5 +1,7 @@
 //! SSH and WebSocket (BEHAVIOUR.md 1.8, 1.9): the same sessions by other ways in, and what only these ways have.
 
+mod places;
+
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -225,28 +227,37 @@ impl Drop for Master<'_> {
     }
 }
 
-/// How many sockets the server has open.
-fn sockets(server: &Server) -> usize {
-    let open = fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
-    let open = open.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
-    open.filter(|target| target.to_string_lossy().starts_with("socket:")).count()
+/// How many connections by SSH and HTTP the server has a socket of.
+fn sockets(doors: &Doors) -> usize {
+    const LISTENS: &str = "0A";
+    let open = fs::read_dir(format!("/proc/{}/fd", doors.server.pid())).unwrap();
+    let open: Vec<_> = open.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok()).collect();
+    let ports = [doors.ssh, doors.web].map(|address| format!(":{:04X}", address.port()));
+    let known = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| fs::read_to_string(path).unwrap_or_default()).concat();
+    let is_ours = |line: &&str| {
+        let [_, local, _, state, .., inode] = line.split_whitespace().take(10).collect::<Vec<_>>()[..] else {
+            return false;
+        };
+        let inode = PathBuf::from(format!("socket:[{inode}]"));
+        ports.iter().any(|port| local.ends_with(port)) && state != LISTENS && open.contains(&inode)
+    };
+    known.lines().filter(is_ours).count()
 }
 
 #[test]
 fn who_does_not_leave_by_ssh_loses_the_socket() {
     let doors = Doors::open(Settings::new());
-    let before = sockets(&doors.server);
     // One of them signs in and says nothing more, the other had a session; both stand still when they are told to leave.
     let silent = Master::sign_in(&doors, "silent");
     let former = Master::sign_in(&doors, "former");
     let mut session = Client::over(former.session());
     session.expect_reply("AUTH_RESPONSE");
-    assert!(sockets(&doors.server) > before);
+    assert_eq!(sockets(&doors), 2);
     session.send(Disconnect { reason: None });
     session.expect_close();
     silent.signal(Signal::STOP);
     former.signal(Signal::STOP);
-    clock::poll(PATIENCE * 2, || (sockets(&doors.server) <= before).then_some(())).expect("their sockets are closed");
+    clock::poll(PATIENCE * 2, || (sockets(&doors) == 0).then_some(())).expect("their sockets are closed");
 }
 
 #[test]
@@ -568,6 +579,14 @@ fn greedy_and_slow_http_clients_cost_nobody_else_anything() {
         answer.starts_with("HTTP/1.1 200").then_some(())
     });
     assert!(answered.is_some(), "the port serves again once they are gone");
+}
+
+#[test]
+fn a_proxy_may_hold_more_connections_than_an_address() {
+    let settings = Settings::new().set("limits", "exempt_networks", Vec::<&str>::new());
+    let doors = Doors::open(settings.set("server", "trusted_proxies", vec!["127.0.0.1"]));
+    let _quiet: Vec<_> = (0..64).map(|_| TcpStream::connect(doors.web).unwrap()).collect();
+    assert!(doors.get("/servers.json").starts_with("HTTP/1.1 200"));
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //! - `store`    the second backend of `superchat::store`: all in memory
 //! - `dms`      direct messages in that backend, and which frames of them are owed to whom
 //! - `facts`    what was committed: the truth
+//! - `keys`     sessions that sign in by a commit of their own
 //! - `view`     what one client learns from its frames, and what it must find in them
 //! - `rule`     the promises
 //! - `sabotage` faults built in on purpose, so that no promise goes unwatched
@@ -21,6 +22,7 @@
 
 mod dms;
 mod facts;
+mod keys;
 mod link;
 mod random;
 mod request;
