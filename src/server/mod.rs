@@ -215,7 +215,7 @@ fn run(
     let doorman = Doorman { gate: Arc::clone(&gate), shards: Arc::clone(&bus) as _ };
     let desk = Arc::new(Desk::new(Arc::new(doorman)));
     let (store, channels) = start_store(settings, database, &desk, &metrics, &health, fatal.clone())?;
-    announce_channels(&channels);
+    announce_channels(&channels, &metrics);
     provide(settings, database, &metrics, &health, &store, &in_force);
     let deliver: Arc<dyn DeliverHash> = Arc::clone(&bus) as _;
     let passwords = Arc::new(Pool::start(settings.server.password_threads.get(), &deliver)?);
@@ -384,9 +384,11 @@ fn start_shard(
     Ok(())
 }
 
-fn announce_channels(channels: &[Channel]) {
-    let top_level: Vec<_> =
-        channels.iter().filter(|channel| channel.parent.is_none() && channel.participants.is_none()).collect();
+/// Shards count channels when they begin; this server may be announced before.
+fn announce_channels(channels: &[Channel], metrics: &Metrics) {
+    let public = || channels.iter().filter(|channel| channel.participants.is_none());
+    metrics.set_channels(public().count() as u64);
+    let top_level: Vec<_> = public().filter(|channel| channel.parent.is_none()).collect();
     info!("Available channels ({}):", top_level.len());
     for channel in top_level {
         let text = String::from_utf8_lossy;

@@ -13,12 +13,14 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::client::{Client, PATIENCE};
+use super::client::Client;
 use super::clock;
 use super::link::{Incoming, Link};
 
 const START_LIMIT: Duration = Duration::from_secs(20);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
+/// Of what the server waits for others before it says so.
+const LINE_LIMIT: Duration = Duration::from_secs(30);
 
 /// What a server is started with: its configuration file, further flags, environment.
 #[derive(Debug, Clone)]
@@ -247,7 +249,7 @@ impl Server {
 
     /// Waits until the server has said this: what it logs comes a little after what it does.
     pub fn await_line(&self, line: &str) {
-        clock::poll(PATIENCE, || self.output().contains(line).then_some(()))
+        clock::poll(LINE_LIMIT, || self.output().contains(line).then_some(()))
             .unwrap_or_else(|| panic!("no line `{line}` in\n{}", self.output()));
     }
 
