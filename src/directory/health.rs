@@ -32,43 +32,56 @@ const CHECK_PATIENCE: Duration = Duration::from_secs(5);
 /// At the start every server that is remembered, so that a directory that was away finds its list again; later those on
 /// the list.
 pub(super) async fn look_after(site: Rc<Site>) {
-    let mut scope = ServerScope::Known;
+    let (mut scope, mut left_open) = (ServerScope::Known, Vec::new());
     loop {
         let began = clock::monotonic();
-        check_all(&site, scope).await;
+        left_open = check_all(&site, scope, left_open).await;
         scope = ServerScope::Listed;
         let left = PERIOD.saturating_sub(clock::monotonic() - began);
         at(site!("wait for the next health check"), sleep(left)).await;
     }
 }
 
-async fn check_all(site: &Rc<Site>, scope: ServerScope) {
-    let Some(mut servers) = site.servers(scope).await else { return };
+/// Looks at all servers of `scope`, and at those that the round before `left_open`: our own trouble may have taken them off
+/// the list. Which ones this round leaves open.
+async fn check_all(site: &Rc<Site>, scope: ServerScope, left_open: Vec<ServerAddress>) -> Vec<ServerAddress> {
+    let Some(servers) = site.servers(scope).await else { return left_open };
+    let mut addresses: Vec<_> = servers.into_iter().map(|server| server.address).collect();
     if scope == ServerScope::Listed {
         // Those who would fall off first come first.
-        servers.reverse();
+        addresses.reverse();
     }
-    debug!(servers = servers.len(), "health check of the directory");
+    let listed: HashSet<_, RandomState> = addresses.iter().cloned().collect();
+    addresses.extend(left_open.into_iter().filter(|address| !listed.contains(address)));
+    debug!(servers = addresses.len(), "health check of the directory");
     let (mut under_way, mut round) = (JoinSet::new(), Vec::new());
-    for server in servers {
+    for address in addresses {
         while under_way.len() >= TOGETHER {
             round.extend(under_way.join_next().await.and_then(Result::ok));
         }
-        let Some(place) = site.place().await else { return };
+        let Some(place) = site.place().await else { break };
         let site = Rc::clone(site);
         under_way.spawn_local(tasks::in_set(place!(), async move {
             let _place = place;
-            check(&site, server.address).await
+            check(&site, address).await
         }));
     }
     while let Some(checked) = under_way.join_next().await {
         round.extend(checked.ok());
     }
-    missing(&round).for_each(|address| site.registry.missed(address));
+    let names_lead = do_names_lead(&round);
+    for (address, shown) in &round {
+        if shown.is_missing(names_lead) {
+            site.registry.missed(address);
+        }
+    }
+    round.retain(|(_, shown)| shown.is_open(names_lead));
     if let Some(known) = site.servers(ServerScope::Known).await {
         let known: HashSet<_, RandomState> = known.into_iter().map(|server| server.address).collect();
         site.registry.keep_only(|address| known.contains(address));
+        round.retain(|(address, _)| known.contains(address));
     }
+    round.into_iter().map(|(address, _)| address).collect()
 }
 
 /// What a look at a server has shown.
@@ -92,14 +105,19 @@ impl From<&NotListed> for Shown {
     }
 }
 
-/// Who was not there. That a name leads nowhere is its server's fault only in a round in which names lead somewhere.
-fn missing(round: &[(ServerAddress, Shown)]) -> impl Iterator<Item = &ServerAddress> {
-    let has_led = |(address, shown): &(ServerAddress, Shown)| {
-        literal(address).is_none() && matches!(shown, Shown::Found | Shown::Missing)
-    };
-    let names_lead = round.iter().any(has_led);
-    let is_missing = move |shown: Shown| shown == Shown::Missing || (shown == Shown::Unresolved && names_lead);
-    round.iter().filter(move |(_, shown)| is_missing(*shown)).map(|(address, _)| address)
+impl Shown {
+    fn is_missing(self, names_lead: bool) -> bool {
+        self == Self::Missing || (self == Self::Unresolved && names_lead)
+    }
+
+    fn is_open(self, names_lead: bool) -> bool {
+        self != Self::Found && !self.is_missing(names_lead)
+    }
+}
+
+/// That a name leads nowhere is its server's fault only in a round in which names lead somewhere.
+fn do_names_lead(round: &[(ServerAddress, Shown)]) -> bool {
+    round.iter().any(|(address, shown)| literal(address).is_none() && matches!(shown, Shown::Found | Shown::Missing))
 }
 
 async fn check(site: &Site, address: ServerAddress) -> (ServerAddress, Shown) {
@@ -155,15 +173,22 @@ mod tests {
         let round = |others: &[(ServerAddress, Shown)]| {
             let own = [at("lost.example.org", Shown::Unresolved), at("192.0.2.1", Shown::Missing)];
             let round = [&own, others].concat();
-            missing(&round).map(|address| address.host.to_string()).collect::<Vec<_>>()
+            let names_lead = do_names_lead(&round);
+            let hosts = |is: fn(Shown, bool) -> bool| -> Vec<String> {
+                let those = round.iter().filter(|(_, shown)| is(*shown, names_lead));
+                those.map(|(address, _)| address.host.to_string()).collect()
+            };
+            (hosts(Shown::is_missing), hosts(Shown::is_open))
         };
-        assert_eq!(round(&[]), ["192.0.2.1"]);
-        assert_eq!(round(&[at("192.0.2.2", Shown::Found)]), ["192.0.2.1"], "digits are no name");
-        assert_eq!(round(&[at("busy.example.org", Shown::Nothing)]), ["192.0.2.1"]);
-        assert_eq!(round(&[at("chat.example.org", Shown::Found)]), ["lost.example.org", "192.0.2.1"]);
-        assert_eq!(
-            round(&[at("gone.example.org", Shown::Missing)]),
-            ["lost.example.org", "192.0.2.1", "gone.example.org"]
-        );
+        let both = |missing: &[&str], open: &[&str]| {
+            let owned = |hosts: &[&str]| hosts.iter().map(|host| (*host).to_owned()).collect::<Vec<_>>();
+            (owned(missing), owned(open))
+        };
+        let [lost, busy, gone] = ["lost.example.org", "busy.example.org", "gone.example.org"];
+        assert_eq!(round(&[]), both(&["192.0.2.1"], &[lost]));
+        assert_eq!(round(&[at("192.0.2.2", Shown::Found)]), both(&["192.0.2.1"], &[lost]), "digits are no name");
+        assert_eq!(round(&[at(busy, Shown::Nothing)]), both(&["192.0.2.1"], &[lost, busy]));
+        assert_eq!(round(&[at("chat.example.org", Shown::Found)]), both(&[lost, "192.0.2.1"], &[]));
+        assert_eq!(round(&[at(gone, Shown::Missing)]), both(&[lost, "192.0.2.1", gone], &[]));
     }
 }
